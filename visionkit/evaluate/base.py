@@ -1,0 +1,47 @@
+"""The contract of evaluators."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from typing import Any, ClassVar
+
+from visionkit.data.base import Source
+from visionkit.types import ImageInfo, LabelSet, Prediction, Target
+
+
+class Evaluator(ABC):
+    """Judges one type of prediction of one head on one source.
+
+    Built as ``Evaluator(source, labels, *, ...)``; the keyword arguments are its whole configuration. Predictions and
+    targets are in original image coordinates and in the head's labels.
+
+    Class attributes:
+        reads: the type of prediction (or a base of it).
+        needs_targets: whether :meth:`add` must be given targets; the COCO evaluators read the annotation file instead.
+    """
+
+    reads: ClassVar[type[Prediction]]
+    needs_targets: ClassVar[bool] = True
+
+    def __init__(self, source: Source, labels: LabelSet, **_: Any) -> None:
+        self.source = source
+        self.labels = labels
+
+    @abstractmethod
+    def add(
+        self, predictions: Sequence[Prediction], targets: Sequence[Target | None], info: Sequence[ImageInfo]
+    ) -> None:
+        """Take in one batch."""
+
+    @abstractmethod
+    def state(self) -> Any:
+        """All that was added, as plain data that another process can :meth:`merge`."""
+
+    @abstractmethod
+    def merge(self, states: Collection[Any]) -> None:
+        """Take in what evaluators in other processes have seen; the same image counts once."""
+
+    @abstractmethod
+    def result(self) -> dict[str, float]:
+        """Metrics by their official names."""

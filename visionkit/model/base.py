@@ -1,0 +1,113 @@
+"""The contracts of backbone, neck and head. A plugin subclasses one of these and needs nothing else of the core."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from visionkit.types import Batch, Features, FeatureSpec, LabelSet, Output, Prediction
+
+
+class Backbone(nn.Module):
+    """Images -> features.
+
+    The constructor takes keyword arguments only, among them ``levels``: the names that are read (``None``: all), so
+    that nothing is built in vain. Building on the ``meta`` device must work and cost no memory.
+
+    Attributes:
+        spec: the levels it yields.
+        mean, std: what pixels (0 ... 1, RGB) are normalised with before :meth:`forward`.
+    """
+
+    spec: FeatureSpec
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Features by level name from normalised images (B, 3, H, W)."""
+        raise NotImplementedError
+
+
+class Neck(nn.Module):
+    """Features -> further features, offered beside those of the backbone.
+
+    Built as ``Neck(spec, *, levels=None, ...)`` from the backbone's spec; ``levels`` are the names of its own levels
+    that are read.
+
+    Attributes:
+        spec: the levels it yields.
+        reads: the backbone levels it needs for that.
+    """
+
+    spec: FeatureSpec
+    reads: tuple[str, ...]
+
+    def forward(self, features: Features) -> dict[str, Tensor]:
+        """The neck's own levels from the backbone's."""
+        raise NotImplementedError
+
+
+class Head(nn.Module):
+    """Shared features -> one kind of prediction.
+
+    A head is built as ``Head(spec, labels, *, ...)``; the keyword arguments are its whole configuration, checked
+    against the pipeline file by their annotations. ``forward`` never looks at ``self.training`` and sees no targets;
+    losses and predictions are both just asked for, in any mode.
+
+    Class attributes:
+        task: which targets it learns from (``"boxes"``, ``"masks"``, ``"keypoints"``, ``"semantic"`` or a new name
+            that a source offers).
+        makes: the type of prediction.
+        output: the type that ``forward`` returns; another head may read it by naming that type, or a base, in ``needs``.
+        needs: port name -> type of output of another head.
+        loss_names: the names of the losses, always the same ones.
+        evaluators: names of the evaluators that judge its predictions unless the pipeline says otherwise.
+
+    Instance attributes:
+        levels: names of the feature levels it reads; set in the constructor.
+    """
+
+    task: ClassVar[str]
+    makes: ClassVar[type[Prediction]]
+    output: ClassVar[type[Output]] = Output
+    needs: ClassVar[Mapping[str, type[Output]]] = {}
+    loss_names: ClassVar[tuple[str, ...]]
+    evaluators: ClassVar[tuple[str, ...]] = ()
+
+    levels: tuple[str, ...] = ()
+
+    def __init__(self, spec: FeatureSpec, labels: LabelSet, **_: Any) -> None:
+        super().__init__()
+        self.labels = labels
+
+    def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> Any:
+        """The head's output.
+
+        Args:
+            features: the levels it reads, each (B, C, H / stride, W / stride).
+            batch: images and their sizes, without targets.
+            upstream: by port name, the outputs of the heads it reads. A head with memory finds what its last output
+                kept under ``"memory"`` (``None`` at the start of a clip).
+        """
+        raise NotImplementedError
+
+    def losses(self, output: Any, batch: Batch) -> dict[str, Tensor]:
+        """Scalars by loss name, each a mean over what it counts; every image of ``batch`` is labelled for this head."""
+        raise NotImplementedError
+
+    def predict(self, output: Any, batch: Batch) -> Sequence[Prediction]:
+        """One prediction an image, in original image coordinates; needs no targets."""
+        raise NotImplementedError
+
+    def phases(self) -> Mapping[str, Iterable[nn.Parameter]]:
+        """Parameter groups that are trained in turn, each by an optimiser of its own; ``"main"`` is everyone's.
+
+        An adversarial head adds a phase for its discriminator and leaves those parameters out of ``"main"``.
+        """
+        return {"main": self.parameters()}
+
+    def phase_losses(self, phase: str, output: Any, batch: Batch) -> dict[str, Tensor]:
+        """The losses of one phase; ``output`` is detached in every phase but ``"main"``."""
+        return self.losses(output, batch) if phase == "main" else {}

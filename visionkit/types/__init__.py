@@ -1,0 +1,38 @@
+"""What flows through a pipeline: images and targets in, outputs between heads, predictions out."""
+
+from visionkit.types.batch import Batch, ImageInfo, MixedBatch
+from visionkit.types.features import Features, FeatureSpec, Level
+from visionkit.types.labels import IGNORE, LabelSet
+from visionkit.types.outputs import Detections, Output, RegionOutput, RegionSamples, SemanticOutput
+from visionkit.types.predictions import (
+    BoxPrediction,
+    KeypointPrediction,
+    MaskPrediction,
+    Prediction,
+    SemanticPrediction,
+)
+from visionkit.types.targets import InstanceTarget, SemanticTarget, Target
+
+__all__ = [
+    "IGNORE",
+    "Batch",
+    "BoxPrediction",
+    "Detections",
+    "FeatureSpec",
+    "Features",
+    "ImageInfo",
+    "InstanceTarget",
+    "KeypointPrediction",
+    "LabelSet",
+    "Level",
+    "MaskPrediction",
+    "MixedBatch",
+    "Output",
+    "Prediction",
+    "RegionOutput",
+    "RegionSamples",
+    "SemanticOutput",
+    "SemanticPrediction",
+    "SemanticTarget",
+    "Target",
+]

@@ -1,0 +1,152 @@
+"""Images on their way through the network: what a head sees, and what a loader yields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from visionkit.types.targets import Target
+
+T = TypeVar("T", bound=Target)
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """Where one image of a batch came from and how it got there.
+
+    Attributes:
+        id: id in the annotation file, else the file name.
+        path: the image file, for messages; empty for arrays.
+        original_size: (height, width) of the image as it was read.
+        size: (height, width) of the image in the batch; beyond it lies padding.
+        affine: ``(a, b, tx, c, d, ty)``: original (x, y) lies at input (a x + b y + tx, c x + d y + ty). Coordinates are
+            continuous: a pixel covers [i, i + 1).
+        source: name of the source in the pipeline.
+        clip: name of the video clip, or ``None`` for a single image.
+        frame: index of the frame in its clip.
+    """
+
+    id: int | str
+    path: str
+    original_size: tuple[int, int]
+    size: tuple[int, int]
+    affine: tuple[float, float, float, float, float, float] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+    source: str = ""
+    clip: str | None = None
+    frame: int | None = None
+
+    def points_to_original(self, points: Tensor) -> Tensor:
+        """Input coordinates (..., 2) of x, y in the original image; not clipped."""
+        a, b, tx, c, d, ty = self.affine
+        if b == 0.0 and c == 0.0:
+            shift = torch.tensor((tx, ty), dtype=points.dtype, device=points.device)
+            scale = torch.tensor((1.0 / a, 1.0 / d), dtype=points.dtype, device=points.device)
+            return (points - shift) * scale
+        matrix = torch.tensor(((a, b, tx), (c, d, ty), (0.0, 0.0, 1.0)), dtype=torch.float64).inverse()
+        m = matrix.to(points)
+        return points @ m[:2, :2].T + m[:2, 2]
+
+    def boxes_to_original(self, boxes: Tensor) -> Tensor:
+        """Input boxes (N, 4) as boxes of the original image, clipped to it."""
+        corners = boxes[:, (0, 1, 2, 1, 2, 3, 0, 3)].reshape(-1, 4, 2)
+        out = self.points_to_original(corners)
+        low, high = out.amin(1), out.amax(1)
+        h, w = self.original_size
+        x = torch.stack((low[:, 0], high[:, 0]), 1).clamp(0, w)
+        y = torch.stack((low[:, 1], high[:, 1]), 1).clamp(0, h)
+        return torch.stack((x[:, 0], y[:, 0], x[:, 1], y[:, 1]), 1)
+
+
+@dataclass(frozen=True)
+class Batch(Generic[T]):
+    """What a head sees: images that are all labelled for it (or no targets at all).
+
+    Attributes:
+        images: (B, 3, H, W) float, normalised; padding is 0.
+        info: one a row.
+        targets: one a row, in input pixels and in the head's own labels; empty where none were asked for
+            (``forward`` and ``predict`` never need them).
+    """
+
+    images: Tensor
+    info: tuple[ImageInfo, ...]
+    targets: tuple[T, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.info)
+
+    def rows(self, rows: Sequence[int]) -> Batch[T]:
+        """The batch of just these rows."""
+        if list(rows) == list(range(len(self))):
+            return self
+        index = torch.as_tensor(rows, dtype=torch.int64, device=self.images.device)
+        return replace(
+            self,
+            images=self.images[index],
+            info=tuple(self.info[i] for i in rows),
+            targets=tuple(self.targets[i] for i in rows) if self.targets else (),
+        )
+
+
+@dataclass(frozen=True)
+class MixedBatch:
+    """What a loader yields: images of several sources, each labelled for some heads only.
+
+    Attributes:
+        images: (B, 3, H, W) uint8, or float in 0 ... 255 where a transform asked for it, until :meth:`normalised`.
+        info: one a row.
+        targets: by head name, one a row; ``None`` where the image is not labelled for that head.
+    """
+
+    images: Tensor
+    info: tuple[ImageInfo, ...]
+    targets: Mapping[str, Sequence[Target | None]]
+
+    def __len__(self) -> int:
+        return len(self.info)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> MixedBatch:
+        """The same batch on another device."""
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=non_blocking),
+            targets={
+                head: [None if t is None else t.to(device, non_blocking) for t in targets]
+                for head, targets in self.targets.items()
+            },
+        )
+
+    def normalised(self, mean: Tensor, std: Tensor, *, channels_last: bool = True) -> MixedBatch:
+        """Images as float, ``(x / 255 - mean) / std``, with padding set to 0.
+
+        Args:
+            mean, std: (3,) in units of 0 ... 1, RGB.
+            channels_last: memory format of the result.
+        """
+        x = self.images.contiguous(memory_format=torch.channels_last) if channels_last else self.images
+        x = (x.float() - (mean * 255.0)[:, None, None]) / (std * 255.0)[:, None, None]
+        height, width = x.shape[-2:]
+        for row, info in enumerate(self.info):
+            if info.size[0] < height:
+                x[row, :, info.size[0] :, :] = 0.0
+            if info.size[1] < width:
+                x[row, :, :, info.size[1] :] = 0.0
+        return replace(self, images=x)
+
+    def labelled(self, head: str) -> list[int]:
+        """Rows that are labelled for ``head``."""
+        return [row for row, target in enumerate(self.targets.get(head, ())) if target is not None]
+
+    def view(self, head: str, rows: Sequence[int], *, targets: bool) -> Batch:
+        """What ``head`` is shown of these rows; with ``targets``, every one of them must be labelled for it."""
+        batch: Batch = Batch(self.images, self.info).rows(rows)
+        if not targets:
+            return batch
+        mine = [self.targets[head][row] for row in rows]
+        if any(t is None for t in mine):
+            raise ValueError(f"rows {list(rows)} are not all labelled for head '{head}'")
+        return replace(batch, targets=tuple(mine))

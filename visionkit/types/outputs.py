@@ -1,0 +1,111 @@
+"""What a head's ``forward`` returns: tensors in input coordinates, and the typed ports that other heads may read."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from visionkit.types.targets import InstanceTarget
+
+
+@dataclass
+class Output:
+    """Base of what a head's ``forward`` returns; a subclass is a dataclass that adds fields.
+
+    One rule lets the core hand on some rows of an output: in a tensor the first axis is the image; a ``list`` holds one
+    item an image; tuples, mappings and outputs inside are looked into; anything else is kept as it is.
+    """
+
+    def rows(self, rows: Sequence[int], total: int) -> Self:
+        """The output of just these rows, of ``total`` in the batch."""
+        return take_rows(self, rows, total)
+
+
+def take_rows(value: Any, rows: Sequence[int], total: int) -> Any:
+    """Some rows of ``value`` by the rule of :class:`Output`; the very same object where that is all of them."""
+    rows = list(rows)
+    return value if rows == list(range(total)) else _take(value, rows)
+
+
+def _take(value: Any, rows: list[int]) -> Any:
+    if isinstance(value, Tensor):
+        if rows == list(range(rows[0], rows[-1] + 1)):
+            return value[rows[0] : rows[-1] + 1]  # a view: no copy of what may be a large feature map
+        return value[torch.as_tensor(rows, dtype=torch.int64, device=value.device)]
+    if isinstance(value, Output):
+        new = copy.copy(value)
+        for field in dataclasses.fields(value):
+            setattr(new, field.name, _take(getattr(value, field.name), rows))
+        return new
+    if isinstance(value, list):
+        return [value[row] for row in rows]
+    if isinstance(value, tuple):
+        return tuple(_take(v, rows) for v in value)
+    if isinstance(value, Mapping):
+        return {k: _take(v, rows) for k, v in value.items()}
+    return value
+
+
+@dataclass
+class SemanticOutput(Output):
+    """Port: scores of every class for every pixel.
+
+    Attributes:
+        logits: (B, classes, h, w), at the head's own resolution; cell (0, 0) has its corner on the image's.
+    """
+
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class RegionSamples:
+    """Regions of one image chosen for learning.
+
+    Attributes:
+        boxes: (n, 4) in input pixels.
+        matched: (n,) int64 index of the object in the image's target, or -1 for background.
+        labels: (n,) int64 label of that object, or -1 for background.
+    """
+
+    boxes: Tensor
+    matched: Tensor
+    labels: Tensor
+
+    def positives(self) -> RegionSamples:
+        """Only the regions that lie on an object."""
+        keep = self.matched >= 0
+        return RegionSamples(self.boxes[keep], self.matched[keep], self.labels[keep])
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Final boxes of one image, best first: boxes (n, 4) in input pixels, scores (n,), labels (n,) int64."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+@dataclass
+class RegionOutput(Output):
+    """Port: boxes that further branches work on (masks, keypoints, dense pose, a panoptic merge).
+
+    Both questions are answered on demand and only once, so that training never pays for final detections, nor
+    inference for samples, and neither ``forward`` nor its return type need to know the mode.
+    """
+
+    @abstractmethod
+    def samples(self, targets: Sequence[InstanceTarget]) -> list[RegionSamples]:
+        """Regions to learn from, one item an image: the same ones, however many heads ask."""
+
+    @abstractmethod
+    def detections(self) -> list[Detections]:
+        """Final boxes, one item an image."""

@@ -1,0 +1,117 @@
+"""What is annotated on an image, by task.
+
+``None`` in place of a target means *not annotated for this task*; an empty target means *annotated, and nothing is
+there*. The two are never confused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from visionkit.types._tree import map_tensors
+from visionkit.types.labels import IGNORE
+
+
+class Target:
+    """Base of all targets. In a batch, coordinates are pixels of the network's input; from a source, of the image."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The same target on another device."""
+        return map_tensors(self, lambda t: t.to(device, non_blocking=non_blocking))
+
+    def relabel(self, table: Tensor) -> Self:
+        """The same target in another label set: label ``i`` becomes ``table[i]``, or is left out where that is -1."""
+        raise NotImplementedError(f"{type(self).__name__} has no labels to map; give its source no label map")
+
+
+@dataclass
+class InstanceTarget(Target):
+    """Objects of one image: the target of the tasks ``boxes``, ``masks`` and ``keypoints``.
+
+    Attributes:
+        boxes: (N, 4) float32, left, top, right, bottom in pixels; right > left, bottom > top.
+        labels: (N,) int64 in ``0 ... len(labels) - 1``.
+        crowd: (N,) bool; a crowd box covers many objects and is neither an object nor background.
+        areas: (N,) float32 in pixels, as the evaluator is to know it (of the mask where there is one).
+        ids: (N,) int64 annotation ids, for messages and evaluators.
+        masks: (N, H, W) uint8 of 0 and 1, or ``None`` where masks are not annotated.
+        keypoints: (N, K, 3) float32 of x, y, visibility (0 not labelled, 1 hidden, 2 visible), or ``None``.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    crowd: Tensor
+    areas: Tensor
+    ids: Tensor
+    masks: Tensor | None = None
+    keypoints: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.boxes)
+        if self.boxes.shape != (n, 4):
+            raise ValueError(f"boxes must have shape (N, 4), not {tuple(self.boxes.shape)}")
+        for what in ("labels", "crowd", "areas", "ids"):
+            if getattr(self, what).shape != (n,):
+                raise ValueError(f"{what} must have shape ({n},), not {tuple(getattr(self, what).shape)}")
+        if self.masks is not None and (self.masks.ndim != 3 or len(self.masks) != n):
+            raise ValueError(f"masks must have shape ({n}, H, W), not {tuple(self.masks.shape)}")
+        if self.keypoints is not None and (
+            self.keypoints.ndim != 3 or len(self.keypoints) != n or self.keypoints.shape[2] != 3
+        ):
+            raise ValueError(f"keypoints must have shape ({n}, K, 3), not {tuple(self.keypoints.shape)}")
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def select(self, keep: Tensor) -> InstanceTarget:
+        """The instances that ``keep`` (bool mask or indices) picks."""
+        return map_tensors(self, lambda t: t[keep])
+
+    def relabel(self, table: Tensor) -> InstanceTarget:
+        """Objects of the mapped classes; those that map to -1 are left out."""
+        labels = table.to(self.labels.device)[self.labels]
+        keep = labels >= 0
+        new = self if bool(keep.all()) else self.select(keep)
+        out = map_tensors(new, lambda t: t)
+        out.labels = labels[keep]
+        return out
+
+    @classmethod
+    def empty(
+        cls, size: tuple[int, int] | None = None, num_keypoints: int | None = None, *, masks: bool = False
+    ) -> InstanceTarget:
+        """Annotated, and nothing is there."""
+        return cls(
+            boxes=torch.zeros(0, 4),
+            labels=torch.zeros(0, dtype=torch.int64),
+            crowd=torch.zeros(0, dtype=torch.bool),
+            areas=torch.zeros(0),
+            ids=torch.zeros(0, dtype=torch.int64),
+            masks=torch.zeros(0, *(size or (0, 0)), dtype=torch.uint8) if masks else None,
+            keypoints=None if num_keypoints is None else torch.zeros(0, num_keypoints, 3),
+        )
+
+
+@dataclass
+class SemanticTarget(Target):
+    """A class for every pixel: the target of the task ``semantic``.
+
+    Attributes:
+        labels: (H, W) integer label map; ``IGNORE`` (255) where a pixel counts for nothing.
+    """
+
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        if self.labels.ndim != 2 or self.labels.is_floating_point():
+            raise ValueError(f"labels must be integers of shape (H, W), not {self.labels.dtype} {self.labels.shape}")
+
+    def relabel(self, table: Tensor) -> SemanticTarget:
+        """Pixels of the mapped classes; those that map to -1 become ``IGNORE``."""
+        full = torch.full((256,), IGNORE, dtype=torch.uint8)
+        full[: len(table)] = torch.where(table < 0, IGNORE, table).to(torch.uint8)
+        return SemanticTarget(full.to(self.labels.device)[self.labels.long()])
