@@ -2,8 +2,9 @@
 # needs in .venv the first time, and starts at once from then on.
 
 # The Python that .venv is made with: the first one that fits. Choose another with `make PYTHON=/path/to/python`.
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
-	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && exit; done; echo none)
+	$$p -c '$(FITS)' 2>/dev/null && echo $$p && exit; done; echo python3)
 # Processes that run tests at the same time, each with one thread.
 WORKERS ?= 2
 
@@ -54,8 +55,8 @@ $(READY): pyproject.toml constraints.txt $(BIN)/uv
 
 # Asked for by name alone: a newer uv is no reason to install again.
 $(BIN)/uv:
-	@[ "$(PYTHON)" != none ] || { echo "visionkit needs Python 3.11, 3.12 or 3.13, and this machine has:" \
-		"$$(python3 --version 2>&1 || true). Give one with: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(PYTHON) -c '$(FITS)' 2>/dev/null || { echo "visionkit needs Python 3.11, 3.12 or 3.13; here $(PYTHON) is" \
+		"$$($(PYTHON) --version 2>&1). Choose one with: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments;" \
 		"on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@echo "== creating .venv with $$($(PYTHON) --version)"
