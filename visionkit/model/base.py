@@ -14,7 +14,8 @@ class Backbone(nn.Module):
     """Images -> features.
 
     The constructor takes keyword arguments only, among them ``levels``: the names that are read (``None``: all), so
-    that nothing is built in vain. Building on the ``meta`` device must work and cost no memory.
+    that nothing is built in vain. The core builds it on the ``meta`` device first, to learn its spec: that must cost no
+    memory and load no weights (``torch.get_default_device().type == "meta"`` tells).
 
     Attributes:
         spec: the levels it yields.
@@ -62,6 +63,8 @@ class Head(nn.Module):
         makes: the type of prediction.
         output: the type that ``forward`` returns; another head may read it by naming that type, or a base, in ``needs``.
         needs: port name -> type of output of another head.
+        labels_from: the port whose head it shares its label set with (a mask branch names the classes of its boxes);
+            ``None`` where its labels come from its own sources.
         loss_names: the names of the losses, always the same ones.
         evaluators: names of the evaluators that judge its predictions unless the pipeline says otherwise.
 
@@ -73,6 +76,7 @@ class Head(nn.Module):
     makes: ClassVar[type[Prediction]]
     output: ClassVar[type[Output]] = Output
     needs: ClassVar[Mapping[str, type[Output]]] = {}
+    labels_from: ClassVar[str | None] = None
     loss_names: ClassVar[tuple[str, ...]]
     evaluators: ClassVar[tuple[str, ...]] = ()
 

@@ -46,7 +46,10 @@ class FeatureSpec(Mapping[str, Level]):
         return f"FeatureSpec({', '.join(f'{n}: {v.channels}ch/{v.stride}' for n, v in self._levels.items())})"
 
     def only(self, names: Iterable[str]) -> FeatureSpec:
-        """The spec of just these levels, in the order given. Raises ``KeyError`` for a level that is not here."""
+        """The spec of just these levels, in the order given. Raises ``ValueError`` for a level that is not here."""
+        names = tuple(names)
+        if missing := [name for name in names if name not in self._levels]:
+            raise ValueError(f"no feature level '{missing[0]}' (there is: {', '.join(self._levels) or 'none'})")
         return FeatureSpec({name: self[name] for name in names})
 
     def __or__(self, other: FeatureSpec) -> FeatureSpec:

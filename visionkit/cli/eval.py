@@ -1,0 +1,55 @@
+"""``visionkit eval``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    pipeline: Annotated[
+        str | None, typer.Option(help="Take sources and evaluation from this pipeline instead of the run's own.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where predictions and pictures go; the run folder.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the metrics here.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key.")] = None,
+    plugin: Annotated[list[str] | None, typer.Option(metavar="FILE.py", help="Load a plugin from a file.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
+) -> None:
+    """Evaluate a run with the official metric of every head."""
+    import dataclasses
+    import json
+
+    from visionkit.cli.tables import print_metrics
+    from visionkit.config import load_pipeline
+    from visionkit.data.wiring import build_sources
+    from visionkit.errors import RunError
+    from visionkit.evaluate.runner import evaluate_model
+    from visionkit.infer import pick_device
+    from visionkit.model.run import load_model, write_atomically
+    from visionkit.plugins import PluginManager
+
+    plugins = PluginManager(files=plugin or [])
+    loaded = load_model(run, plugins, () if pipeline else tuple(overrides or ()))
+    description = loaded.pipeline
+    if pipeline:
+        other = load_pipeline(pipeline, overrides or [])
+        description = dataclasses.replace(other, backbone=description.backbone, neck=description.neck,
+                                          heads=description.heads)  # fmt: skip
+    sources = build_sources(description, plugins, "val")
+    if not sources:
+        raise RunError(f"{pipeline or run}: nothing to evaluate on: no source has a `val` split "
+                       f"(give one with --set sources.NAME={{name: coco, val: {{...}}}} or --pipeline FILE)")  # fmt: skip
+    where = pick_device(device)
+    model = loaded.model.to(where)
+    metrics = evaluate_model(
+        model, description, plugins, loaded.labels, sources, device=where, out=out or run, report=None
+    )
+    text = json.dumps(metrics, indent=1)
+    write_atomically((out or run) / "metrics.json", text)
+    if json_file:
+        write_atomically(json_file, text)
+    print_metrics(metrics)

@@ -1,0 +1,195 @@
+"""Which source feeds which head, and in whose labels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from visionkit.config import ComponentConfig, Pipeline, SourceConfig, build_component
+from visionkit.data.base import Source, Transform
+from visionkit.data.loader import Feed
+from visionkit.types import LabelSet
+
+if TYPE_CHECKING:
+    from visionkit.plugins import PluginManager
+
+
+def build_sources(pipeline: Pipeline, plugins: PluginManager, split: str) -> dict[str, Source]:
+    """The sources of a pipeline that have this split (``train`` or ``val``)."""
+    sources: dict[str, Source] = {}
+    for name, config in pipeline.sources.items():
+        own = getattr(config, split)
+        if own is None:
+            continue
+        component = ComponentConfig(name=config.name, args={**config.args, **own}, at=("sources", name, split))
+        source = build_component(plugins, "source", component, pipeline)
+        if not isinstance(source, Source):
+            raise pipeline.fail(config.at, f"'{config.name}' is a {type(source).__name__}, not a Source")
+        sources[name] = source
+    return sources
+
+
+def build_transforms(
+    pipeline: Pipeline, plugins: PluginManager, configs: Sequence[ComponentConfig]
+) -> list[Transform]:
+    """Transforms in the order of their list."""
+    return [build_component(plugins, "transform", config, pipeline) for config in configs]
+
+
+def tasks_of_heads(pipeline: Pipeline, plugins: PluginManager) -> dict[str, str]:
+    """The task of every head."""
+    return {name: plugins.load("head", config.name).task for name, config in pipeline.heads.items()}
+
+
+def heads_fed(pipeline: Pipeline, tasks: Mapping[str, str], name: str, source: Source) -> list[str]:
+    """The heads that a source feeds: those it lists, else all whose task it is labelled for."""
+    config = pipeline.sources[name]
+    if config.heads is None:
+        return [head for head, task in tasks.items() if task in source.tasks]
+    for head in config.heads:
+        if head not in tasks:
+            raise pipeline.fail(
+                ("sources", name, "heads"), f"source '{name}' feeds '{head}', which is no head (heads: {', '.join(tasks)})"
+            )
+        if tasks[head] not in source.tasks:
+            raise pipeline.fail(
+                ("sources", name, "heads"),
+                f"source '{name}' feeds head '{head}', which learns from '{tasks[head]}', but it is labelled for "
+                f"{', '.join(sorted(source.tasks)) or 'nothing'} only",
+            )
+    return list(config.heads)
+
+
+def resolve_labels(
+    pipeline: Pipeline, plugins: PluginManager, sources: Mapping[str, Source]
+) -> dict[str, LabelSet]:
+    """The label set of every head: the names it lists, else those of the head it shares them with, else those of its
+    sources, which must then agree."""
+    from visionkit.model.build import labels_feeder
+
+    tasks = tasks_of_heads(pipeline, plugins)
+    fed_by: dict[str, dict[str, Source]] = {head: {} for head in tasks}
+    for name, source in sources.items():
+        for head in heads_fed(pipeline, tasks, name, source):
+            fed_by[head][name] = source
+
+    labels: dict[str, LabelSet] = {}
+    waiting = list(tasks)
+    while waiting:
+        head = waiting.pop(0)
+        feeder = labels_feeder(pipeline, plugins, head) if not pipeline.heads[head].labels else None
+        if feeder is not None and feeder in waiting:
+            waiting.append(head)
+            if not any(labels_feeder(pipeline, plugins, h) not in waiting for h in waiting):
+                raise pipeline.fail(("heads",), f"heads share labels in a circle: {', '.join(waiting)}")
+            continue
+        names = tuple(pipeline.heads[head].labels or ()) or (labels[feeder].names if feeder else None)
+        labels[head] = _labels_of(pipeline, head, tasks[head], fed_by[head], names)
+    return labels
+
+
+def _labels_of(
+    pipeline: Pipeline, head: str, task: str, sources: Mapping[str, Source], names: tuple[str, ...] | None
+) -> LabelSet:
+    """Join what the sources know of a head's classes under the names that the head uses."""
+    if not sources:
+        if names is None:
+            raise pipeline.fail(
+                ("heads", head), f"head '{head}' has no labels: no source feeds it ({task}), and it lists none (labels: [...])"
+            )
+        return LabelSet(names)
+    mapped = {name: _mapped_names(pipeline.sources[name], source.labels[task]) for name, source in sources.items()}
+    if names is None:
+        names = _agreed_names(pipeline, head, mapped)
+    known: dict[str, tuple[LabelSet, int]] = {}
+    for name, source in sources.items():
+        for i, mine in enumerate(mapped[name]):
+            if mine is not None and mine not in names:
+                raise pipeline.fail(
+                    ("sources", name),
+                    f"class '{mine}' of source '{name}' is not among the labels of head '{head}' ({', '.join(names)}); "
+                    f"map or drop it with labels: {{{source.labels[task].names[i]}: CLASS or null}}, or keep the source "
+                    f"from that head with heads: [...]",
+                )
+            if mine is not None:
+                known.setdefault(mine, (source.labels[task], i))
+    base = LabelSet(names)
+    first = [source.labels[task] for source in sources.values()]
+    colors = tuple(known[n][0].colors[known[n][1]] for n in names if n in known and known[n][0].colors)
+    points = [labels for labels in first if labels.keypoints]
+    if len({labels.keypoints for labels in points}) > 1:
+        raise pipeline.fail(("heads", head), f"the sources of head '{head}' have different keypoints")
+    return dataclasses.replace(
+        base,
+        ids=tuple(known[n][0].ids[known[n][1]] if n in known else -1 for n in names) if _unique(known, names) else (),
+        things=tuple(known[n][0].things[known[n][1]] if n in known else True for n in names),
+        colors=colors if len(colors) == len(names) else (),
+        keypoints=points[0].keypoints if points else (),
+        skeleton=points[0].skeleton if points else (),
+        swaps=points[0].swaps if points else (),
+        sigmas=points[0].sigmas if points else (),
+    )
+
+
+def _unique(known: Mapping[str, tuple[LabelSet, int]], names: Sequence[str]) -> bool:
+    ids = [known[n][0].ids[known[n][1]] for n in names if n in known]
+    return len(ids) == len(names) == len(set(ids))
+
+
+def _mapped_names(config: SourceConfig, labels: LabelSet) -> list[str | None]:
+    """The head's name for each class of a source; ``None`` where the class is dropped."""
+    return [config.labels.get(name, name) for name in labels.names]
+
+
+def _agreed_names(pipeline: Pipeline, head: str, mapped: Mapping[str, list[str | None]]) -> tuple[str, ...]:
+    sets = {name: tuple(dict.fromkeys(n for n in names if n is not None)) for name, names in mapped.items()}
+    first, *rest = sets
+    for other in rest:
+        if set(sets[other]) != set(sets[first]):
+            differ = sorted(set(sets[first]) ^ set(sets[other]))
+            raise pipeline.fail(
+                ("heads", head),
+                f"sources '{first}' and '{other}' give head '{head}' different classes ({', '.join(differ[:5])}); "
+                f"say which it has with labels: [...], and map theirs onto it in the sources, or keep a source from it "
+                f"with heads: [...]",
+            )
+    return sets[first]
+
+
+def label_table(config: SourceConfig, theirs: LabelSet, mine: LabelSet) -> Tensor | None:
+    """Source label -> head label (-1: dropped), or ``None`` where they are the same."""
+    table = [mine.names.index(n) if n in mine.names else -1 for n in _mapped_names(config, theirs)]
+    return None if table == list(range(len(mine))) else torch.tensor(table, dtype=torch.int64)
+
+
+def build_feeds(
+    pipeline: Pipeline,
+    plugins: PluginManager,
+    sources: Mapping[str, Source],
+    labels: Mapping[str, LabelSet],
+    *,
+    training: bool,
+) -> list[Feed]:
+    """The sources with their heads, label maps and transforms, ready for a loader."""
+    tasks = tasks_of_heads(pipeline, plugins)
+    feeds = []
+    for name, source in sources.items():
+        config = pipeline.sources[name]
+        own = config.transforms if training else config.eval_transforms
+        default = pipeline.train.transforms if training else pipeline.evaluate.transforms
+        heads = {
+            head: (tasks[head], label_table(config, source.labels[tasks[head]], labels[head]))
+            for head in heads_fed(pipeline, tasks, name, source)
+        }
+        if not heads:
+            raise pipeline.fail(
+                ("sources", name),
+                f"source '{name}' is labelled for {', '.join(sorted(source.tasks)) or 'nothing'}, which no head learns from",
+            )
+        transforms = build_transforms(pipeline, plugins, default if own is None else own)
+        feeds.append(Feed(name, source, heads, weight=config.weight, transforms=transforms))
+    return feeds

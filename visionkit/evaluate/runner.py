@@ -1,0 +1,205 @@
+"""Evaluate every head of a model on every source that is labelled for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import torch
+
+from visionkit.config import ComponentConfig, Pipeline, build_component
+from visionkit.data.base import Source
+from visionkit.data.loader import Feed, eval_loader
+from visionkit.data.wiring import build_feeds
+from visionkit.draw import comparison
+from visionkit.evaluate.base import Evaluator
+from visionkit.model.graph import MultiTaskModel
+from visionkit.model.run import write_atomically
+from visionkit.types import LabelSet, Prediction, Target
+
+if TYPE_CHECKING:
+    from visionkit.plugins import PluginManager
+
+
+def evaluate_model(
+    model: MultiTaskModel,
+    pipeline: Pipeline,
+    plugins: PluginManager,
+    labels: Mapping[str, LabelSet],
+    sources: Mapping[str, Source],
+    *,
+    device: torch.device | str = "cpu",
+    out: Path | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    report: Callable[[str, int, int], None] | None = None,
+) -> dict[str, float]:
+    """Metrics by ``source/head/metric``.
+
+    Args:
+        model: on ``device``; left in the mode it was in.
+        pipeline, plugins, labels: what it was built from.
+        sources: to evaluate on, by name.
+        device: where images go.
+        out: a run folder to write predictions and pictures to.
+        rank, world_size: this process and the number of processes that share the images.
+        report: called with source name, images done and images in all.
+
+    Raises:
+        UserError: a broken image, a metric that does not read what its head predicts.
+    """
+    was_training = model.training
+    model.eval()
+    metrics: dict[str, float] = {}
+    try:
+        for feed in build_feeds(pipeline, plugins, sources, labels, training=False):
+            one = _SourceEvaluation(model, pipeline, plugins, labels, feed, keep=out is not None)
+            one.run(torch.device(device), rank, world_size, report)
+            metrics.update(one.results(world_size))
+            if out is not None and rank == 0:
+                one.write_predictions(out / "predictions" / feed.name)
+                one.write_pictures(out / "pictures" / feed.name)
+    finally:
+        model.train(was_training)
+    return metrics
+
+
+class _SourceEvaluation:
+    """All heads of one source, in one pass over its images."""
+
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        pipeline: Pipeline,
+        plugins: PluginManager,
+        labels: Mapping[str, LabelSet],
+        feed: Feed,
+        keep: bool,
+    ) -> None:
+        self.model, self.pipeline, self.feed, self.labels, self.keep = model, pipeline, feed, labels, keep
+        self.heads = [head for head in model.order if head in feed.heads]
+        self.evaluators = {head: _evaluators(model, pipeline, plugins, labels, feed, head) for head in self.heads}
+        self.source_labels = {head: source_labels(pipeline, feed, head, labels[head]) for head in self.heads}
+        self.records: dict[str, list[dict[str, Any]]] = {head: [] for head in self.heads}
+        self.shown: list[dict[str, Prediction]] = []
+
+    @torch.inference_mode()
+    def run(
+        self, device: torch.device, rank: int, world_size: int, report: Callable[[str, int, int], None] | None
+    ) -> None:
+        """Predict every image once, whatever the number of heads."""
+        config = self.pipeline.evaluate
+        with_targets = [h for h in self.heads if any(e.needs_targets for e in self.evaluators[h])]
+        batches = eval_loader(
+            self.feed,
+            batch_size=config.batch_size,
+            heads_with_targets=with_targets,
+            workers=self.pipeline.train.workers,
+            rank=rank,
+            world_size=world_size,
+            max_images=config.max_images,
+            on_error=self.pipeline.train.on_error,
+        )
+        total = min(len(self.feed.source), config.max_images or len(self.feed.source))
+        done = 0
+        for batch in batches:
+            targets = batch.targets
+            on_device = dataclasses.replace(batch, targets={}).to(device)
+            ready = on_device.normalised(
+                self.model.mean, self.model.std, channels_last=self.pipeline.train.channels_last
+            )
+            predictions = self.model.predict(ready, self.heads)
+            for head in self.heads:
+                theirs: Sequence[Target | None] = targets.get(head, [None] * len(batch))
+                for evaluator in self.evaluators[head]:
+                    evaluator.add(predictions[head], theirs, batch.info)
+            if self.keep:
+                self._keep(predictions, batch.info)
+            done += len(batch) * world_size
+            if report:
+                report(self.feed.name, min(done, total), total)
+
+    def _keep(self, predictions: Mapping[str, Sequence[Prediction]], info: Sequence[Any]) -> None:
+        for row, image in enumerate(info):
+            for head in self.heads:
+                for record in predictions[head][row].to_coco(image.id, self.source_labels[head]):
+                    if record["category_id"] != -1:
+                        self.records[head].append(record)
+            if len(self.shown) < self.pipeline.evaluate.pictures:
+                self.shown.append({head: predictions[head][row] for head in self.heads})
+
+    def results(self, world_size: int) -> dict[str, float]:
+        """Metrics by ``source/head/metric``, over the images of all processes."""
+        out: dict[str, float] = {}
+        for head in self.heads:
+            for evaluator in self.evaluators[head]:
+                if world_size > 1:
+                    states: list[Any] = [None] * world_size
+                    torch.distributed.all_gather_object(states, evaluator.state())
+                    evaluator.merge([s for r, s in enumerate(states) if r != torch.distributed.get_rank()])
+                out |= {f"{self.feed.name}/{head}/{metric}": value for metric, value in evaluator.result().items()}
+        return out
+
+    def write_predictions(self, folder: Path) -> None:
+        """One COCO results file a head, for the heads whose predictions have such records."""
+        for head, records in self.records.items():
+            if records or any(p[head].to_coco(0, self.labels[head]) for p in self.shown):
+                write_atomically(folder / f"{head}.json", json.dumps(records))
+
+    def write_pictures(self, folder: Path) -> None:
+        """Input, truth and prediction side by side, for the first images."""
+        tasks = {task for task, _ in self.feed.heads.values()}
+        for index, predictions in enumerate(self.shown):
+            sample = self.feed.source.load(index, tasks)
+            targets: dict[str, Target | None] = {}
+            for head in self.heads:
+                task, table = self.feed.heads[head]
+                target = sample.targets.get(task)
+                targets[head] = target if target is None or table is None else target.relabel(table)
+            picture = comparison(sample.image.permute(1, 2, 0).numpy(), targets, predictions, self.labels)
+            name = Path(str(sample.info.path or sample.info.id)).stem
+            ok, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])
+            if ok:
+                write_atomically(folder / f"{index:03d}_{name}.jpg", data.tobytes())
+
+
+def _evaluators(
+    model: MultiTaskModel,
+    pipeline: Pipeline,
+    plugins: PluginManager,
+    labels: Mapping[str, LabelSet],
+    feed: Feed,
+    head: str,
+) -> list[Evaluator]:
+    configs = pipeline.evaluate.metrics.get(head)
+    if configs is None:
+        at = pipeline.heads[head].at
+        configs = [ComponentConfig(name=name, args={}, at=at) for name in model.head(head).evaluators]
+    label_map = pipeline.sources[feed.name].labels
+    built = []
+    for config in configs:
+        extra = {"label_map": label_map} if label_map else {}
+        evaluator = build_component(plugins, "evaluator", config, pipeline, feed.source, labels[head], **extra)
+        if not issubclass(model.head(head).makes, evaluator.reads):
+            raise pipeline.fail(
+                config.at,
+                f"metric '{config.name}' reads a {evaluator.reads.__name__}, but head '{head}' "
+                f"makes a {model.head(head).makes.__name__}",
+            )
+        built.append(evaluator)
+    return built
+
+
+def source_labels(pipeline: Pipeline, feed: Feed, head: str, labels: LabelSet) -> LabelSet:
+    """The labels of a head with the category ids of this source; -1 for a class that the source does not know."""
+    theirs = feed.source.labels[feed.heads[head][0]]
+    ids = dict.fromkeys(labels.names, -1)
+    for name, number in zip(theirs.names, theirs.ids):
+        mapped = pipeline.sources[feed.name].labels.get(name, name)
+        if mapped is not None and ids.get(mapped) == -1:
+            ids[mapped] = number
+    return dataclasses.replace(labels, ids=tuple(ids.values()))

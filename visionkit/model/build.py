@@ -1,0 +1,122 @@
+"""From a pipeline description to the model it describes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from visionkit.config import HeadConfig, Pipeline, build_component
+from visionkit.errors import UserError
+from visionkit.model.base import Backbone, Head, Neck
+from visionkit.model.graph import MultiTaskModel
+from visionkit.types import FeatureSpec, LabelSet
+
+if TYPE_CHECKING:
+    from visionkit.plugins import PluginManager
+
+
+def build_model(pipeline: Pipeline, plugins: PluginManager, labels: Mapping[str, LabelSet]) -> MultiTaskModel:
+    """Backbone, neck and heads of a pipeline, with just the feature levels that some head reads.
+
+    Args:
+        pipeline: the description.
+        plugins: where components are looked up.
+        labels: the label set of every head.
+
+    Raises:
+        PipelineError: a component that is unknown or refuses its arguments, ports that don't fit.
+    """
+    backbone_spec, neck_spec = _specs(pipeline, plugins)
+    spec = backbone_spec | neck_spec
+    heads: dict[str, Head] = {}
+    for name, config in pipeline.heads.items():
+        heads[name] = _typed(build_component(plugins, "head", config, pipeline, spec, labels[name]), Head, config, pipeline)
+        _check_levels(heads[name], spec, config, pipeline)
+    read = {level for head in heads.values() for level in head.levels}
+
+    neck: Neck | None = None
+    if pipeline.neck is not None and (wanted := [level for level in neck_spec if level in read]):
+        neck = build_component(plugins, "neck", pipeline.neck, pipeline, backbone_spec, levels=wanted)
+        read |= set(neck.reads)
+    backbone: Backbone | None = None
+    if pipeline.backbone is not None and (wanted := [level for level in backbone_spec if level in read]):
+        backbone = build_component(plugins, "backbone", pipeline.backbone, pipeline, levels=wanted)
+    try:
+        return MultiTaskModel(backbone, neck, heads, {name: c.reads for name, c in pipeline.heads.items()})
+    except UserError as error:
+        raise pipeline.fail(("heads",), str(error)) from None
+
+
+def _specs(pipeline: Pipeline, plugins: PluginManager) -> tuple[FeatureSpec, FeatureSpec]:
+    """All levels that backbone and neck could give, learnt on the meta device at no cost."""
+    if pipeline.backbone is None:
+        if pipeline.neck is not None:
+            raise pipeline.fail(("neck",), "a neck needs a backbone, and the pipeline has none")
+        return FeatureSpec(), FeatureSpec()
+    with torch.device("meta"):
+        backbone = build_component(plugins, "backbone", pipeline.backbone, pipeline)
+        _typed(backbone, Backbone, pipeline.backbone, pipeline)
+        if pipeline.neck is None:
+            return backbone.spec, FeatureSpec()
+        neck = build_component(plugins, "neck", pipeline.neck, pipeline, backbone.spec)
+        _typed(neck, Neck, pipeline.neck, pipeline)
+    return backbone.spec, neck.spec
+
+
+def _typed(built, kind, config, pipeline):  # type: ignore[no-untyped-def]
+    if not isinstance(built, kind):
+        raise pipeline.fail(config.at, f"'{config.name}' is a {type(built).__name__}, not a {kind.__name__}")
+    return built
+
+
+def _check_levels(head: Head, spec: FeatureSpec, config: HeadConfig, pipeline: Pipeline) -> None:
+    try:
+        spec.only(head.levels)
+    except ValueError as error:
+        raise pipeline.fail(config.at, f"head '{config.at[-1]}' ({config.name}): {error}") from None
+
+
+def placeholder_labels(pipeline: Pipeline, plugins: PluginManager, classes: int = 80) -> dict[str, LabelSet]:
+    """Label sets for a pipeline whose data are not at hand: those it lists, else ``classes`` numbered ones with COCO's 17
+    keypoints."""
+    labels: dict[str, LabelSet] = {}
+    for name, config in pipeline.heads.items():
+        names = tuple(config.labels) if config.labels else tuple(f"class {i}" for i in range(classes))
+        keypoints = tuple(f"keypoint {i}" for i in range(17))
+        labels[name] = LabelSet(names, keypoints=keypoints)
+    return share_labels(pipeline, plugins, labels)
+
+
+def share_labels(pipeline: Pipeline, plugins: PluginManager, labels: Mapping[str, LabelSet]) -> dict[str, LabelSet]:
+    """Give heads that share the label set of a head they read that head's names, where they list none themselves."""
+    import dataclasses
+
+    shared = dict(labels)
+    for name, config in pipeline.heads.items():
+        feeder = labels_feeder(pipeline, plugins, name)
+        if feeder is None or config.labels or feeder not in shared:
+            continue
+        theirs = shared[feeder]
+        mine = shared.get(name, theirs)
+        shared[name] = dataclasses.replace(
+            mine, names=theirs.names, ids=theirs.ids, things=theirs.things, colors=theirs.colors
+        )
+    return shared
+
+
+def labels_feeder(pipeline: Pipeline, plugins: PluginManager, name: str) -> str | None:
+    """The head whose label set head ``name`` shares, or ``None``."""
+    head = plugins.load("head", pipeline.heads[name].name)
+    if head.labels_from is None:
+        return None
+    if head.labels_from in pipeline.heads[name].reads:
+        return pipeline.heads[name].reads[head.labels_from]
+    wanted = head.needs[head.labels_from]
+    fitting = [
+        other
+        for other, config in pipeline.heads.items()
+        if other != name and issubclass(plugins.load("head", config.name).output, wanted)
+    ]
+    return fitting[0] if len(fitting) == 1 else None

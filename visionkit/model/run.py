@@ -1,0 +1,184 @@
+"""A run folder: what training leaves behind, and all that prediction and evaluation need.
+
+``pipeline.yaml`` (resolved), ``labels.json`` (label set of every head), ``weights.safetensors`` (final weights, the moving
+average where one was kept), ``checkpoints/`` (to resume from), ``metrics.jsonl``, ``metrics.json``, ``predictions/``,
+``pictures/``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from visionkit.config import Pipeline, load_pipeline
+from visionkit.errors import RunError
+from visionkit.model.build import build_model
+from visionkit.model.graph import MultiTaskModel
+from visionkit.types import LabelSet
+
+if TYPE_CHECKING:
+    from visionkit.plugins import PluginManager
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Write a file whole or not at all: beside it first, then renamed. A full disk leaves the old one as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(beside, 0o644)
+        os.replace(beside, path)
+    except BaseException as error:
+        Path(beside).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise RunError(f"cannot write {path}: {error.strerror}; what was there before is intact") from None
+        raise
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Names of what lies in a run folder; makes and reads the small files."""
+
+    path: Path
+
+    @property
+    def pipeline_file(self) -> Path:
+        return self.path / "pipeline.yaml"
+
+    @property
+    def labels_file(self) -> Path:
+        return self.path / "labels.json"
+
+    @property
+    def weights_file(self) -> Path:
+        return self.path / "weights.safetensors"
+
+    @property
+    def checkpoint_file(self) -> Path:
+        return self.path / "checkpoints" / "last.pt"
+
+    def require(self) -> RunFolder:
+        """This folder, if it holds a run. Raises ``RunError`` otherwise."""
+        if not self.path.is_dir():
+            raise RunError(f"{self.path}: no such run folder")
+        if not self.pipeline_file.is_file():
+            raise RunError(f"{self.path} is no run folder: it holds no pipeline.yaml")
+        return self
+
+    def pipeline(self, overrides: tuple[str, ...] = ()) -> Pipeline:
+        """The pipeline it was made with."""
+        return load_pipeline(str(self.require().pipeline_file), overrides)
+
+    def labels(self) -> dict[str, LabelSet]:
+        """The label set of every head."""
+        try:
+            data = json.loads(self.labels_file.read_text())
+            return {head: LabelSet.from_dict(value) for head, value in data.items()}
+        except FileNotFoundError:
+            raise RunError(f"{self.path} holds no labels.json; was it trained?") from None
+        except (ValueError, TypeError, AttributeError) as error:
+            raise RunError(f"{self.labels_file} is damaged: {error}") from None
+
+    def write_description(self, pipeline: Pipeline, labels: Mapping[str, LabelSet]) -> None:
+        """Write ``pipeline.yaml`` and ``labels.json``."""
+        write_atomically(self.pipeline_file, pipeline.to_yaml())
+        write_atomically(self.labels_file, json.dumps({k: v.to_dict() for k, v in labels.items()}, indent=1))
+
+    def write_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Write ``weights.safetensors``."""
+        save_weights(self.weights_file, state)
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write a state dict as safetensors, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}, beside)
+        os.replace(beside, path)
+    except (OSError, SafetensorError) as error:
+        beside.unlink(missing_ok=True)
+        raise RunError(f"cannot write {path}: {error}; what was there before is intact") from None
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file. Raises ``RunError`` where it is missing or damaged."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise RunError(f"{path}: no such weights file; has the run finished, or saved a checkpoint?") from None
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{path} is damaged: {error}") from None
+
+
+def load_state(model: torch.nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load a state dict whole. Raises ``RunError`` naming the first tensors that are missing, surplus or misshapen."""
+    own = model.state_dict()
+    wrong = [f"{k} is missing" for k in own if k not in state]
+    wrong += [f"{k} is not in this model" for k in state if k not in own]
+    wrong += [
+        f"{k} has shape {tuple(state[k].shape)}, not {tuple(v.shape)}"
+        for k, v in own.items()
+        if k in state and state[k].shape != v.shape
+    ]
+    if wrong:
+        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+        raise RunError(f"{where} belongs to another model: {'; '.join(wrong[:3])}{more}")
+    model.load_state_dict(dict(state))
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run ready to predict: its pipeline, the label set of every head, and the model in evaluation mode."""
+
+    pipeline: Pipeline
+    labels: dict[str, LabelSet]
+    model: MultiTaskModel
+
+
+def load_model(run: str | Path, plugins: PluginManager, overrides: tuple[str, ...] = ()) -> LoadedRun:
+    """Build the model of a run folder and load its weights.
+
+    Raises:
+        RunError: no run folder, no weights, damaged weights, or weights of another pipeline.
+    """
+    folder = RunFolder(Path(run)).require()
+    pipeline, labels = folder.pipeline(overrides), folder.labels()
+    if missing := [head for head in pipeline.heads if head not in labels]:
+        raise RunError(f"{folder.labels_file} has no labels for head '{missing[0]}'")
+    model = build_model(without_pretrained(pipeline), plugins, labels)
+    load_state(model, load_weights(folder.weights_file), str(folder.weights_file))
+    return LoadedRun(pipeline, labels, model.eval())
+
+
+def without_pretrained(pipeline: Pipeline) -> Pipeline:
+    """The pipeline without its request for pretrained weights, for a model whose weights come from elsewhere."""
+    import dataclasses
+
+    if pipeline.backbone is None or "pretrained" not in pipeline.backbone.args:
+        return pipeline
+    args = {k: v for k, v in pipeline.backbone.args.items() if k != "pretrained"}
+    return dataclasses.replace(pipeline, backbone=dataclasses.replace(pipeline.backbone, args=args))
+
+
+def write_run(
+    path: str | Path, pipeline: Pipeline, labels: Mapping[str, LabelSet], model: MultiTaskModel
+) -> RunFolder:
+    """Make a run folder of a model that was not trained here."""
+    folder = RunFolder(Path(path))
+    folder.write_description(pipeline, labels)
+    folder.write_weights(model.state_dict())
+    return folder

@@ -1,0 +1,101 @@
+"""Checkpoints: all that a run needs to go on as if nothing had happened; written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from visionkit.config import Pipeline
+from visionkit.errors import RunError
+
+# What may differ between the run that saved and the one that resumes without changing what is computed.
+FREE = {("evaluate",)} | {
+    ("train", key) for key in ("workers", "checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "init", "steps")
+}
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of every generator that training draws from, in plain types."""
+    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - the global generator is what transforms use
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached],
+        "python": list(random.getstate()[1]),
+        "python_gauss": random.getstate()[2],
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Go on drawing where :func:`rng_state` was taken."""
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    random.setstate((3, tuple(state["python"]), state["python_gauss"]))
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write beside, then rename: a full disk or a killed process leaves the checkpoint before it intact.
+
+    Raises:
+        RunError: the disk is full or not writable; the message says that the old checkpoint still stands.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(beside, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except (OSError, RuntimeError) as error:
+        beside.unlink(missing_ok=True)
+        # torch's archive writer reports a failed write as a RuntimeError of its own.
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        held = "; the checkpoint before it is intact" if path.exists() else ""
+        raise RunError(f"cannot write checkpoint {path}: {reason}{held}") from None
+
+
+def load_checkpoint(path: Path, pipeline: Pipeline) -> dict[str, Any]:
+    """Read a checkpoint of this very pipeline.
+
+    Raises:
+        RunError: it is missing, damaged, or was saved by a pipeline that computes something else; the message names the
+            first key that differs.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise RunError(f"{path}: there is no checkpoint to resume from") from None
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        raise RunError(f"{path} is no checkpoint, or a damaged one: {str(error).splitlines()[0]}") from None
+    if not isinstance(state, dict) or "pipeline" not in state:
+        raise RunError(f"{path} is no checkpoint of visionkit")
+    then, now = yaml.safe_load(state["pipeline"]), yaml.safe_load(pipeline.to_yaml())
+    if difference := first_difference(then, now):
+        key, before, after = difference
+        raise RunError(
+            f"{path} was saved by another pipeline: {'.'.join(map(str, key))} was {before!r} and is now {after!r}"
+        )
+    return state
+
+
+def first_difference(then: Any, now: Any, at: tuple[str, ...] = ()) -> tuple[tuple[str, ...], Any, Any] | None:
+    """The first key at which two pipelines would compute different things, with both values."""
+    if at in FREE:
+        return None
+    if isinstance(then, dict) and isinstance(now, dict):
+        for key in [*then, *(k for k in now if k not in then)]:
+            if found := first_difference(then.get(key), now.get(key), (*at, str(key))):
+                return found
+        return None
+    return None if then == now else (at, then, now)

@@ -1,0 +1,134 @@
+"""Optimisers, and learning rates as functions of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from visionkit.config import Pipeline, TrainConfig
+from visionkit.model.graph import MultiTaskModel
+
+
+def freeze_parts(model: MultiTaskModel, pipeline: Pipeline) -> None:
+    """Switch off the gradient of every part that the pipeline freezes."""
+    for prefix, part in pipeline.train.parts.items():
+        names = [name for name, _ in model.named_parameters() if _under(name, prefix)]
+        if not names:
+            parts = ["backbone", "neck", *(f"heads.{name}" for name in model.heads)]
+            raise pipeline.fail(
+                ("train", "parts", prefix), f"no parameter lies under '{prefix}' (parts are e.g. {', '.join(parts)})"
+            )
+        if part.freeze:
+            for name, parameter in model.named_parameters():
+                if _under(name, prefix):
+                    parameter.requires_grad_(False)
+
+
+def phases_of(model: MultiTaskModel) -> dict[str, list[nn.Parameter]]:
+    """Parameters by phase, ``main`` first: everything that is trained but what heads keep for phases of their own."""
+    phases: dict[str, list[nn.Parameter]] = {"main": []}
+    apart: set[int] = set()
+    for name in model.order:
+        head = model.head(name)
+        main = {id(p) for p in head.phases()["main"]}
+        apart |= {id(p) for p in head.parameters()} - main
+        for phase, parameters in head.phases().items():
+            if phase != "main":
+                phases.setdefault(phase, []).extend(p for p in parameters if p.requires_grad)
+    phases["main"] = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
+    return phases
+
+
+def build_optimizer(
+    model: MultiTaskModel, parameters: Iterable[nn.Parameter], train: TrainConfig, extra: Iterable[nn.Parameter] = ()
+) -> Optimizer:
+    """One optimiser over ``parameters``, grouped by the parts of the pipeline (the longest matching prefix counts).
+
+    Each group carries ``lr_scale``; the loop sets its ``lr`` before every step. ``extra`` are parameters of the balancer,
+    which are never decayed.
+    """
+    wanted = {id(p) for p in parameters}
+    decay = float(train.optimizer.weight_decay)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in wanted:
+            continue
+        prefix = max((p for p in train.parts if _under(name, p)), key=len, default=None)
+        part = train.parts[prefix] if prefix is not None else None
+        scale = part.lr_scale if part else 1.0
+        own = part.weight_decay if part and part.weight_decay is not None else decay
+        groups.setdefault((scale, own), []).append(parameter)
+    listed: list[dict[str, Any]] = [
+        {"params": params, "lr_scale": scale, "weight_decay": own} for (scale, own), params in groups.items()
+    ]
+    if more := list(extra):
+        listed.append({"params": more, "lr_scale": 1.0, "weight_decay": 0.0})
+    config = train.optimizer
+    if config.name == "sgd":
+        return torch.optim.SGD(listed, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+    return torch.optim.AdamW(listed, lr=config.lr, betas=config.betas)
+
+
+def _under(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
+
+
+def learning_rate(train: TrainConfig, step: int) -> float:
+    """The base learning rate of step ``step`` (from 0): a linear warm-up from ``factor`` times the schedule's rate, then
+
+    - ``constant``;
+    - ``multistep``: times ``gamma`` at each milestone passed;
+    - ``cosine``: half a cosine from 1 to ``final`` (a share of the base rate);
+    - ``poly``: ``(1 - step / steps) ** power`` (DeepLab, Chen et al. 2017), down to ``final``.
+    """
+    schedule, warmup = train.schedule, train.warmup
+    done = min(step / max(train.steps, 1), 1.0)
+    if schedule.name == "multistep":
+        factor = schedule.gamma ** sum(step >= milestone for milestone in schedule.milestones)
+    elif schedule.name == "cosine":
+        factor = schedule.final + (1.0 - schedule.final) * 0.5 * (1.0 + math.cos(math.pi * done))
+    elif schedule.name == "poly":
+        factor = schedule.final + (1.0 - schedule.final) * (1.0 - done) ** schedule.power
+    else:
+        factor = 1.0
+    if warmup is not None and step < warmup.steps:
+        factor *= warmup.factor + (1.0 - warmup.factor) * step / warmup.steps
+    return float(train.optimizer.lr) * factor
+
+
+class MovingAverage:
+    """Exponential moving average of everything in a model's state dict (weights and statistics).
+
+    Args:
+        model: whose.
+        decay: share of the old value kept at each step; less in the first steps, ``(1 + n) / (10 + n)``, so that the
+            random start is soon forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in the model as it is now."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for name, value in model.state_dict().items():
+            mine = self.state[name]
+            if mine.is_floating_point():
+                mine.lerp_(value.to(mine.dtype), 1.0 - decay)
+            else:
+                mine.copy_(value)
+
+    def load(self, state: Mapping[str, torch.Tensor], updates: int) -> None:
+        """Go on from a checkpoint, after so many updates."""
+        self.updates = updates
+        for name, value in state.items():
+            self.state[name].copy_(value)
