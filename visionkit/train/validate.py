@@ -1,0 +1,160 @@
+"""A dry run of a pipeline: everything is built and used once, and what would fail is told before a long run starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from visionkit.config import Pipeline, build_component, check_arguments
+from visionkit.data.base import Source
+from visionkit.data.loader import Feed, train_loader
+from visionkit.data.wiring import build_feeds, build_sources, resolve_labels
+from visionkit.errors import UserError
+from visionkit.evaluate.runner import evaluate_model
+from visionkit.model.build import build_model
+from visionkit.model.graph import MultiTaskModel
+from visionkit.train.optim import build_optimizer, freeze_parts, phases_of
+from visionkit.types import LabelSet
+
+if TYPE_CHECKING:
+    from visionkit.plugins import PluginManager
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was tried: ``what``, whether it went well, and what there is to say of it."""
+
+    what: str
+    ok: bool
+    detail: str
+
+
+def validate(pipeline: Pipeline, plugins: PluginManager, *, all_images: bool = False) -> Iterator[Check]:
+    """Try everything that a training run would do, once; each check is yielded as soon as it is done.
+
+    Args:
+        pipeline: what to try.
+        plugins: where its components are looked up.
+        all_images: decode every image with its targets, not just one batch of each source.
+    """
+    found: dict[str, Any] = {}
+
+    def attempt(what: str, work: Callable[[], tuple[Any, str]]) -> Check:
+        try:
+            found[what], detail = work()
+            return Check(what, True, detail)
+        except UserError as error:
+            return Check(what, False, str(error))
+
+    yield attempt("arguments", lambda: (check_arguments(pipeline, plugins), "every key is known and well typed"))
+    if "arguments" not in found:
+        return
+    for split in ("train", "val"):
+        yield attempt(f"annotations ({split})", lambda split=split: _sources(pipeline, plugins, split))  # type: ignore[misc]
+    training: dict[str, Source] = found.get("annotations (train)", {})
+    held_out: dict[str, Source] = found.get("annotations (val)", {})
+    if not training and not held_out:
+        return
+    yield attempt("model", lambda: _model(pipeline, plugins, {**held_out, **training}))
+    if "model" not in found:
+        return
+    model, labels = found["model"]
+    if training:
+        yield attempt("train sources", lambda: _feeds(pipeline, plugins, training, labels))
+        for feed in found.get("train sources", ()):
+            yield attempt(f"one batch of '{feed.name}'", lambda feed=feed: _one_batch(pipeline, plugins, model, feed))  # type: ignore[misc]
+    for name, source in held_out.items():
+        yield attempt(
+            f"evaluation on '{name}'",
+            lambda name=name, source=source: _evaluate(pipeline, plugins, model, labels, name, source),  # type: ignore[misc]
+        )
+    if all_images:
+        for split, sources in (("train", training), ("val", held_out)):
+            for name, source in sources.items():
+                yield attempt(f"every image of '{name}' ({split})", lambda source=source: _decode_all(source))  # type: ignore[misc]
+
+
+def _sources(pipeline: Pipeline, plugins: PluginManager, split: str) -> tuple[dict[str, Source], str]:
+    sources = build_sources(pipeline, plugins, split)
+    parts = []
+    for name, source in sources.items():
+        parts.append(f"{name}: {len(source)} images, {', '.join(sorted(source.tasks))}")
+        parts += [f"{name}: {problem}" for problem in source.problems()]
+    return sources, "\n".join(parts) or "no source has this split"
+
+
+def _model(
+    pipeline: Pipeline, plugins: PluginManager, sources: Mapping[str, Source]
+) -> tuple[tuple[MultiTaskModel, dict[str, LabelSet]], str]:
+    labels = resolve_labels(pipeline, plugins, sources)
+    model = build_model(pipeline, plugins, labels)
+    freeze_parts(model, pipeline)
+    for parameters in phases_of(model).values():
+        build_optimizer(model, parameters, pipeline.train)
+    heads = {name: tuple(model.head(name).loss_names) for name in model.order}
+    build_component(plugins, "balancer", pipeline.train.balancer, pipeline, heads)
+    count = sum(p.numel() for p in model.parameters())
+    classes = ", ".join(f"{name} ({len(labels[name])} classes)" for name in model.order)
+    return (model, labels), f"{count:,} parameters; heads: {classes}"
+
+
+def _feeds(
+    pipeline: Pipeline, plugins: PluginManager, sources: Mapping[str, Source], labels: Mapping[str, LabelSet]
+) -> tuple[list[Feed], str]:
+    feeds = build_feeds(pipeline, plugins, sources, labels, training=True)
+    unfed = [head for head in pipeline.heads if not any(head in feed.heads for feed in feeds)]
+    told = "; ".join(f"{feed.name} feeds {', '.join(feed.heads)}" for feed in feeds)
+    return feeds, told + (f"; NOT TRAINED by any source: {', '.join(unfed)}" if unfed else "")
+
+
+def _one_batch(pipeline: Pipeline, plugins: PluginManager, model: MultiTaskModel, feed: Feed) -> tuple[None, str]:
+    train = pipeline.train
+    batches = train_loader([feed], batch_size=train.batch_size, seed=train.seed, steps=1, on_error=train.on_error)
+    batch = next(iter(batches)).normalised(model.mean, model.std, channels_last=train.channels_last)
+    model.train()
+    losses, _ = model(batch)
+    for head, named in losses.items():
+        if set(named) != set(model.head(head).loss_names):
+            raise UserError(f"head '{head}' gives losses {sorted(named)}, but declares {sorted(model.head(head).loss_names)}")
+        for name, value in named.items():
+            if not torch.isfinite(value):
+                raise UserError(f"loss '{name}' of head '{head}' is {float(value)}")
+    torch.stack([v for named in losses.values() for v in named.values()]).sum().backward()
+    model.zero_grad(set_to_none=True)
+    shown = ", ".join(
+        f"{head} {sum(float(v) for v in losses[head].values()):.3f}" for head in losses if batch.labelled(head)
+    )
+    return None, f"{len(batch)} images of {batch.images.shape[2]}x{batch.images.shape[3]}; losses: {shown}"
+
+
+def _evaluate(
+    pipeline: Pipeline,
+    plugins: PluginManager,
+    model: MultiTaskModel,
+    labels: Mapping[str, LabelSet],
+    name: str,
+    source: Source,
+) -> tuple[None, str]:
+    import dataclasses
+
+    few = dataclasses.replace(pipeline.evaluate, max_images=pipeline.evaluate.batch_size)
+    metrics = evaluate_model(
+        model, dataclasses.replace(pipeline, evaluate=few), plugins, labels, {name: source}
+    )
+    return None, f"{len(metrics)} metrics: {', '.join(sorted({key.split('/')[1] for key in metrics}))}"
+
+
+def _decode_all(source: Source) -> tuple[None, str]:
+    broken = []
+    for index in range(len(source)):
+        try:
+            source.load(index, source.tasks)
+        except UserError as error:
+            broken.append(str(error))
+    if broken:
+        more = f" (and {len(broken) - 3} more)" if len(broken) > 3 else ""
+        raise UserError("; ".join(broken[:3]) + more)
+    return None, f"{len(source)} images decoded"
