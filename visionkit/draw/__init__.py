@@ -1,1 +1,18 @@
-"""."""
+"""Pictures of targets and predictions: RGB uint8 arrays in, RGB uint8 arrays out."""
+
+from visionkit.draw.compose import comparison, draw_prediction
+from visionkit.draw.instances import draw_instances
+from visionkit.draw.palette import class_colors, palette
+from visionkit.draw.semantic import draw_semantic
+from visionkit.draw.sheet import legend, sheet
+
+__all__ = [
+    "class_colors",
+    "comparison",
+    "draw_instances",
+    "draw_prediction",
+    "draw_semantic",
+    "legend",
+    "palette",
+    "sheet",
+]

@@ -1,0 +1,148 @@
+"""All that the heads say of an image, or all that is annotated on it, in one picture."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+
+from visionkit.draw import canvas as paint
+from visionkit.draw.instances import join, paint_objects, tag_objects, to_drawn
+from visionkit.draw.palette import class_colors, palette
+from visionkit.draw.semantic import enlarge_labels, fill_regions, name_regions
+from visionkit.draw.sheet import legend, sheet
+from visionkit.draw.text import Words
+from visionkit.types import (
+    BoxPrediction,
+    InstanceTarget,
+    LabelSet,
+    Prediction,
+    SemanticPrediction,
+    SemanticTarget,
+    Target,
+)
+
+
+def draw_prediction(
+    image: np.ndarray,
+    predictions: Mapping[str, Prediction | Target | None],
+    labels: Mapping[str, LabelSet],
+    *,
+    min_score: float = 0.5,
+    min_keypoint_score: float | None = None,
+    scale: int | None = None,
+) -> np.ndarray:
+    """One picture of several heads: label maps below, then masks, boxes and keypoints, each object once.
+
+    A class has the same colour in every head. A kind of prediction that is not the core's own paints itself first, by
+    its ``draw``; a kind of target that the core does not know is not drawn.
+
+    Args:
+        image: (H, W, 3) uint8 RGB; not changed.
+        predictions: by head name, or targets by head name; ``None`` is left out.
+        labels: the label set of each of these heads.
+        min_score: objects below this are not drawn.
+        min_keypoint_score: keypoints below this are not drawn; ``None`` draws them all.
+        scale: how many times larger the picture is than ``image``; ``None`` enlarges small images until names can be
+            read.
+
+    Returns:
+        (scale H, scale W, 3) uint8 RGB.
+    """
+    colors = class_colors(labels[head] for head in predictions)
+    scale = paint.upscaling(image) if scale is None else scale
+    regions, groups, canvas = [], [], image
+    for head, item in predictions.items():
+        if isinstance(item, SemanticPrediction | SemanticTarget) and _draws_as(item, SemanticPrediction):
+            regions.append((enlarge_labels(item.labels.cpu().numpy(), scale), labels[head]))
+        elif isinstance(item, BoxPrediction | InstanceTarget) and _draws_as(item, BoxPrediction):
+            groups.append(
+                to_drawn(item, labels[head], colors, min_score=min_score, min_keypoint_score=min_keypoint_score)
+            )
+        elif isinstance(item, Prediction):
+            canvas = _draw_itself(canvas, item, labels[head])
+
+    canvas = paint.enlarge(canvas, scale)
+    objects = join(groups)
+    for label_map, names in regions:
+        canvas = fill_regions(canvas, label_map, names, colors, 0.4 if objects else 0.55)
+    paint_objects(canvas, objects, scale)
+    words = Words(canvas, paint.text_size(canvas))
+    for label_map, names in regions:
+        name_regions(words, label_map, names, leave_out={thing.name for thing in objects})
+    tag_objects(words, objects, scale)
+    return canvas
+
+
+def _draws_as(item: Prediction | Target, kind: type[Prediction]) -> bool:
+    """Whether ``item`` leaves its drawing to the core: targets do, and predictions that keep the draw of ``kind``."""
+    return isinstance(item, Target) or type(item).draw is kind.draw
+
+
+def _draw_itself(image: np.ndarray, prediction: Prediction, labels: LabelSet) -> np.ndarray:
+    try:
+        drawn = prediction.draw(image, labels)
+    except NotImplementedError as error:
+        warnings.warn(str(error), stacklevel=2)
+        return image
+    if drawn.shape != image.shape or drawn.dtype != np.uint8:
+        kind = type(prediction).__name__
+        raise ValueError(f"{kind}.draw returned {drawn.dtype} {drawn.shape} for an image of shape {image.shape}")
+    return drawn
+
+
+def comparison(
+    image: np.ndarray,
+    targets: Mapping[str, Target | None],
+    predictions: Mapping[str, Prediction],
+    labels: Mapping[str, LabelSet],
+    *,
+    min_score: float = 0.5,
+    min_keypoint_score: float | None = None,
+) -> np.ndarray:
+    """Input, truth and prediction side by side, with a legend of the classes that are seen.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        targets: by head name, in original coordinates and the head's labels; ``None`` where it is not annotated.
+        predictions: by head name.
+        labels: the label set of each head.
+        min_score, min_keypoint_score: as in :func:`draw_prediction`.
+
+    Returns:
+        (H', W', 3) uint8 RGB.
+    """
+    plain = paint.enlarge(image, paint.upscaling(image))
+    truth = draw_prediction(image, targets, labels)
+    if all(target is None for target in targets.values()):
+        truth = (plain * 0.35).astype(np.uint8)
+        Words(truth, round(paint.text_size(plain) * 1.4)).name(
+            "not annotated", (plain.shape[1] / 2, plain.shape[0] / 2)
+        )
+    predicted = draw_prediction(image, predictions, labels, min_score=min_score, min_keypoint_score=min_keypoint_score)
+    columns = 1 if plain.shape[1] > 2 * plain.shape[0] else 3
+    picture = sheet((plain, truth, predicted), columns, ("input", "truth", "prediction"))
+    sets = {head: labels[head] for head in (*targets, *predictions)}
+    seen = _seen(targets, labels) | _seen(predictions, labels, min_score)
+    classes = {name: color for name, color in class_colors(sets.values()).items() if name in seen}
+    points = {name: palette(thing=True)[i] for s in sets.values() for i, name in enumerate(s.keypoints)}
+    return np.concatenate((picture, legend(classes, picture.shape[1], paint.text_size(plain), dots=points)))
+
+
+def _seen(
+    items: Mapping[str, Prediction | Target | None], labels: Mapping[str, LabelSet], min_score: float = 0.0
+) -> set[str]:
+    """Names of the classes that a picture of these shows."""
+    names: set[str] = set()
+    for head, item in items.items():
+        if isinstance(item, SemanticPrediction | SemanticTarget):
+            values = np.unique(item.labels.cpu().numpy())
+        elif isinstance(item, BoxPrediction):
+            values = item.labels[item.scores >= min_score].unique().tolist()
+        elif isinstance(item, InstanceTarget):
+            values = item.labels.unique().tolist()
+        else:
+            continue
+        names |= {labels[head].names[v] for v in values if v < len(labels[head])}
+    return names - {"background"}
