@@ -1,1 +1,107 @@
-"""."""
+"""The command line: one file a command, and none of them imports torch until it runs.
+
+To add a command, write ``visionkit/cli/NAME.py`` (``coco-eval`` lives in ``coco_eval.py``) with one function
+``command`` and put its name into ``COMMANDS``::
+
+    from __future__ import annotations
+
+    from typing import Annotated
+
+    import typer
+
+    from visionkit.cli.options import Overrides, PipelineName, PluginFiles, plugin_manager
+
+
+    def command(
+        pipeline: PipelineName,
+        out: Annotated[str, typer.Option("--out", help="The folder to write.")],
+        set_: Overrides = None,
+        plugin: PluginFiles = None,
+    ) -> None:
+        \"\"\"Train a pipeline.\"\"\"          # the first line is the summary in ``visionkit --help``
+        from visionkit.config import load_pipeline  # whatever is heavy (torch, cv2, pydantic) is imported in here
+
+        plugins = plugin_manager(plugin)
+        ...
+
+The module itself imports only the standard library, typer, ``visionkit.cli.options`` and ``visionkit.errors``, because
+``visionkit --help`` imports every command's module to list it. A command raises ``UserError`` for what its user can
+mend, ends with ``raise typer.Exit(2)`` where it has said so itself, and otherwise just returns.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from visionkit import __version__
+from visionkit.errors import UserError
+
+COMMANDS = (
+    "demo",
+    "shapes",
+    "train",
+    "eval",
+    "predict",
+    "validate",
+    "profile",
+    "plugins",
+    "schema",
+    "coco-eval",
+    "import-weights",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command line and exit: 0 done, 2 the user's mistake, 130 interrupted, 1 anything else."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    # Only the command that is asked for is imported; help and misspelt names need them all.
+    only = arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS
+    try:
+        build_app(only)(arguments, prog_name="visionkit")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+
+
+def build_app(commands: Sequence[str] = COMMANDS) -> typer.Typer:
+    """The typer application of these commands."""
+    app = typer.Typer(
+        help="One shared backbone, many heads: plugin-based multi-task vision.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback()(_root)
+    for name in commands:
+        module = f"{__name__}.{name.replace('-', '_')}"
+        if importlib.util.find_spec(module) is not None:
+            app.command(name)(importlib.import_module(module).command)
+    return app
+
+
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", is_eager=True, callback=lambda on: _print_version(on)),
+    ] = False,
+) -> None:
+    """One shared backbone, many heads: plugin-based multi-task vision."""
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"visionkit {__version__}")
+        raise typer.Exit()

@@ -1,1 +1,36 @@
-"""."""
+"""Pipelines: YAML in, a validated description out. Imports no torch."""
+
+from visionkit.config.arguments import build_component, check_arguments
+from visionkit.config.load import load_pipeline, parse_pipeline, shipped_pipelines
+from visionkit.config.pipeline import (
+    ComponentConfig,
+    EvaluateConfig,
+    HeadConfig,
+    OptimizerConfig,
+    PartConfig,
+    Pipeline,
+    ScheduleConfig,
+    SourceConfig,
+    TrainConfig,
+    WarmupConfig,
+)
+from visionkit.config.schema import json_schema
+
+__all__ = [
+    "ComponentConfig",
+    "EvaluateConfig",
+    "HeadConfig",
+    "OptimizerConfig",
+    "PartConfig",
+    "Pipeline",
+    "ScheduleConfig",
+    "SourceConfig",
+    "TrainConfig",
+    "WarmupConfig",
+    "build_component",
+    "check_arguments",
+    "json_schema",
+    "load_pipeline",
+    "parse_pipeline",
+    "shipped_pipelines",
+]

@@ -1,0 +1,29 @@
+"""What the core itself offers, described by the same hook that any plugin uses."""
+
+from __future__ import annotations
+
+from visionkit.hookspecs import Component, hookimpl
+
+
+@hookimpl
+def visionkit_components() -> list[Component]:
+    return [
+        Component("source", "coco", "visionkit.data.coco:CocoSource", "COCO json: boxes, masks, keypoints, panoptic"),
+        Component(
+            "source", "folder", "visionkit.data.folder:FolderSource", "a folder of images, a folder of label maps"
+        ),
+        Component("source", "shapes", "visionkit.data.shapes:ShapesSource", "drawn scenes with every kind of label"),
+        Component("transform", "resize", "visionkit.data.transforms:Resize", "resize by short and long side"),
+        Component(
+            "transform", "scale_jitter_crop", "visionkit.data.transforms:ScaleJitterCrop", "random scale, random crop"
+        ),
+        Component("transform", "hflip", "visionkit.data.transforms:HorizontalFlip", "mirror, left and right swapped"),
+        Component("transform", "color_jitter", "visionkit.data.transforms:ColorJitter", "brightness, contrast, colour"),
+        Component("evaluator", "coco_bbox", "visionkit.evaluate.coco:CocoBoxes", "COCO AP and AR of boxes"),
+        Component("evaluator", "coco_segm", "visionkit.evaluate.coco:CocoMasks", "COCO AP and AR of masks"),
+        Component("evaluator", "coco_keypoints", "visionkit.evaluate.coco:CocoKeypoints", "COCO AP and AR by OKS"),
+        Component(
+            "evaluator", "semantic", "visionkit.evaluate.semantic:SemanticEvaluator", "mIoU, IoU a class, accuracy"
+        ),
+        Component("balancer", "fixed", "visionkit.train.balance:Fixed", "a weight for each head's losses"),
+    ]

@@ -1,0 +1,52 @@
+"""Options that several commands share, and the manager of plugins they all make."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from visionkit.plugins import PluginManager
+
+PipelineName = Annotated[
+    str, typer.Argument(metavar="PIPELINE", help="A YAML file, or the name of a shipped pipeline.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH.TO.KEY=VALUE", help="Change a key of the pipeline; may be repeated."),
+]
+PluginFiles = Annotated[
+    list[str] | None, typer.Option("--plugin", metavar="FILE.py", help="Load a plugin file; may be repeated.")
+]
+JsonFile = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the result there as JSON.")]
+
+
+def plugin_manager(files: Sequence[str] | None) -> PluginManager:
+    """Every plugin at hand; says on stderr, a line each, what is wrong with any of them."""
+    from visionkit.plugins import PluginManager
+
+    plugins = PluginManager(files=files or ())
+    for problem in plugins.problems:
+        print(f"warning: {problem}", file=sys.stderr)
+    return plugins
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a file whole or not at all."""
+    import os
+    from pathlib import Path
+
+    from visionkit.errors import UserError
+
+    file = Path(path)
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, file)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None

@@ -1,0 +1,140 @@
+"""A component's constructor as the schema of its section: checking arguments against it, and building.
+
+The schema is what the constructor takes beyond what the core hands it, by name, with the annotations as types. What a
+``**name`` collects is part of it too, unless that name starts with an underscore.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import ConfigDict, Field, TypeAdapter
+from typing_extensions import NotRequired, Required, TypedDict
+
+from visionkit.config.check import Finding, conform
+from visionkit.config.pipeline import ComponentConfig, Pipeline
+from visionkit.errors import PipelineError, PluginError, UserError
+from visionkit.plugins import PluginManager, explain
+
+# What the core hands to a constructor of each kind: how many positional arguments, and which named ones.
+_POSITIONAL = {"neck": 1, "head": 2, "evaluator": 2}
+_NAMED = {"backbone": {"levels"}, "neck": {"levels"}}
+
+
+def build_component(
+    plugins: PluginManager, kind: str, config: ComponentConfig, pipeline: Pipeline, *positional: Any, **extra: Any
+) -> Any:
+    """Load a component's class, check its arguments, and construct it.
+
+    Args:
+        positional, extra: what the core adds to the arguments of the section.
+
+    Raises:
+        PipelineError: no such component, arguments that its constructor does not take, or one that it refuses.
+    """
+    made, arguments = _checked(plugins, kind, config, pipeline, frozenset(extra))
+    try:
+        return made(*positional, **extra, **arguments)
+    except PipelineError:
+        raise
+    except (UserError, ValueError, OSError) as error:
+        raise pipeline.fail(config.at, f"{title(kind, config)}: {error}") from error
+    except (TypeError, KeyError) as error:
+        raise pipeline.fail(config.at, f"{title(kind, config)}: {explain(error)}") from error
+
+
+def check_arguments(pipeline: Pipeline, plugins: PluginManager) -> None:
+    """Check the arguments of every component in the pipeline, constructing none. Raises ``PipelineError``."""
+    for kind, config in components(pipeline):
+        _checked(plugins, kind, config, pipeline)
+
+
+def components(pipeline: Pipeline) -> Iterator[tuple[str, ComponentConfig]]:
+    """Every component of a pipeline with its kind; each split of a source is one."""
+    if pipeline.backbone:
+        yield "backbone", pipeline.backbone
+    if pipeline.neck:
+        yield "neck", pipeline.neck
+    for head in pipeline.heads.values():
+        yield "head", head
+    transforms = [pipeline.train.transforms, pipeline.evaluate.transforms]
+    for source in pipeline.sources.values():
+        for split in (source.split("train"), source.split("val")):
+            if split:
+                yield "source", split
+        transforms += [source.transforms or [], source.eval_transforms or []]
+    for several in transforms:
+        for transform in several:
+            yield "transform", transform
+    yield "balancer", pipeline.train.balancer
+    for metrics in pipeline.evaluate.metrics.values():
+        for metric in metrics:
+            yield "evaluator", metric
+
+
+def signature_schema(kind: str, made: Any, given: frozenset[str] = frozenset()) -> Any:
+    """The keyword arguments that a section of this component may hold, as a ``TypedDict``.
+
+    Args:
+        given: names that the core passes itself.
+
+    Raises:
+        PluginError: an annotation cannot be resolved.
+    """
+    constructor = made.__init__ if isinstance(made, type) else made
+    try:
+        hints = typing.get_type_hints(constructor, include_extras=True)
+    except Exception as error:
+        name = f"{made.__module__}.{made.__qualname__}"
+        raise PluginError(f"the annotations of {name} cannot be resolved: {error}") from error
+    fields: dict[str, Any] = {}
+    extra: typing.Literal["allow", "forbid"] = "forbid"
+    ours = given | _NAMED.get(kind, set())
+    for parameter in list(inspect.signature(made).parameters.values())[_POSITIONAL.get(kind, 0) :]:
+        if parameter.kind == parameter.VAR_KEYWORD and not parameter.name.startswith("_"):
+            extra = "allow"
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) or parameter.name in ours:
+            continue
+        annotation = hints.get(parameter.name, Any)
+        if parameter.default is parameter.empty:
+            fields[parameter.name] = Required[annotation]
+        else:
+            shown = Field(json_schema_extra={"default": parameter.default}) if _is_plain(parameter.default) else Field()
+            fields[parameter.name] = NotRequired[typing.Annotated[annotation, shown]]
+    schema = TypedDict("Arguments", fields)  # type: ignore[misc]
+    schema.__pydantic_config__ = ConfigDict(extra=extra, arbitrary_types_allowed=True)  # type: ignore[attr-defined]
+    return schema
+
+
+def title(kind: str, config: ComponentConfig) -> str:
+    """What messages call a component: ``head 'seg' (semantic_fpn)``, ``transform 'resize'``."""
+    if config.at[:1] in (("heads",), ("sources",)) and kind in ("head", "source"):
+        return f"{kind} '{config.at[1]}' ({config.name})"
+    return f"{kind} '{config.name}'"
+
+
+def _checked(
+    plugins: PluginManager, kind: str, config: ComponentConfig, pipeline: Pipeline, given: frozenset[str] = frozenset()
+) -> tuple[Any, dict[str, Any]]:
+    """The class, and the arguments of the section as its constructor wants them."""
+    try:
+        made = plugins.load(kind, config.name)
+        schema = signature_schema(kind, made, given)
+    except PluginError as error:
+        raise pipeline.fail((*config.at, "name"), str(error)) from error
+    try:
+        return made, conform(TypeAdapter(schema), schema, config.args, title(kind, config))
+    except Finding as finding:
+        at = (*config.at, *finding.at)
+        if kind == "source" and finding.at and (*config.at, finding.at[0]) not in pipeline.marks:
+            at = (*config.at[:-1], *finding.at)  # not the split's own key, but one that both splits share
+        raise pipeline.fail(at, finding.message) from None
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(v) for v in value)
+    return value is None or isinstance(value, bool | int | float | str)

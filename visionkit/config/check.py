@@ -1,0 +1,132 @@
+"""Plain data against annotations: the first thing that is wrong, where, and what is allowed there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import is_typeddict
+
+from visionkit.plugins import did_you_mean
+
+Path = tuple[str | int, ...]
+
+
+@dataclass
+class Finding(Exception):
+    """``message`` about what stands at ``at``, keys and indices from the top of what was checked."""
+
+    at: Path
+    message: str
+
+
+def conform(adapter: TypeAdapter, annotation: Any, data: Any, name: str = "") -> Any:
+    """``data`` as ``annotation`` wants it: lists become tuples, integers floats; nothing else is converted.
+
+    Args:
+        adapter: of ``annotation``, a dataclass or ``TypedDict``.
+        name: what messages call the whole; where empty, a key's path from the top serves.
+
+    Raises:
+        Finding: it does not conform.
+    """
+    try:
+        # JSON is what YAML gives, and pydantic's strict mode for JSON is just what a reader of YAML expects: no text
+        # becomes a number, no number a truth, but a list may be a tuple.
+        return adapter.validate_json(json.dumps(data), strict=True)
+    except ValidationError as error:
+        raise first_finding(error, annotation, data, name) from None
+
+
+def first_finding(error: ValidationError, annotation: Any, data: Any, name: str) -> Finding:
+    """The first of pydantic's errors, in words. Errors of one place (the branches of a union) are one finding."""
+    errors = error.errors(include_url=False)
+    unknown = [e for e in errors if e["type"] in ("unexpected_keyword_argument", "extra_forbidden")]
+    for e in unknown[:1]:  # first of all: a misspelt key explains the missing one
+        *parent, key = e["loc"]
+        allowed = keys_at(annotation, parent)
+        hint = did_you_mean(str(key), allowed) or ";"
+        place = name if name and not parent else ".".join([name.split(" (")[0], *map(str, parent)]).lstrip(".")
+        return Finding((*parent, key), f"unknown key '{key}' in {place or 'the pipeline'}{hint} "
+                                       f"allowed: {', '.join(allowed) or 'none'}")  # fmt: skip
+    at = existing(data, errors[0]["loc"])
+    here = [e for e in errors if existing(data, e["loc"]) == at]
+    first, missing = here[0], here[0]["loc"][len(at) :]
+    shown = f"'{'.'.join(map(str, at))}' of {name}" if name and at else name or ".".join(map(str, at))
+    if first["type"] == "missing" and missing and isinstance(missing[-1], str):
+        return Finding(at, f"missing key '{missing[-1]}' in {shown or 'the pipeline'}")
+    expected = " or ".join(dict.fromkeys(in_words(e) for e in here))
+    value = data
+    for step in at:
+        value = value[step]
+    hint = ""
+    if first["type"] == "literal_error" and isinstance(value, str):
+        hint = did_you_mean(value, first["ctx"]["expected"].replace("' or '", "', '").strip("'").split("', '"))
+    return Finding(at, f"{shown}: expected {expected}, not {show(value)}{hint}")
+
+
+def in_words(error: Any) -> str:
+    """What pydantic wanted, in the words of YAML."""
+    if error["type"] == "missing":
+        return "more items"
+    if error["type"] == "too_long":
+        return f"at most {error['ctx']['max_length']} items"
+    text = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    for pydantics, ours in {
+        "a valid array": "a list",
+        "a valid tuple": "a list",
+        "an object": "a mapping",
+        "a valid dictionary": "a mapping",
+        "a valid string": "text",
+        "a valid boolean": "true or false",
+        "a valid integer": "an integer",
+        "a valid number": "a number",
+        "None": "null",
+    }.items():
+        text = text.replace(pydantics, ours)
+    return text
+
+
+def show(value: Any) -> str:
+    """A value as it stands in YAML, cut where it is long."""
+    text = f"the text '{value}'" if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def existing(data: Any, loc: Sequence[str | int]) -> Path:
+    """The steps of ``loc`` that exist in ``data``: pydantic names the branches of a union among them."""
+    at: Path = ()
+    for step in loc:
+        try:
+            data = data[step]
+        except (KeyError, IndexError, TypeError):
+            continue
+        at = (*at, step)
+    return at
+
+
+def keys_at(annotation: Any, loc: Sequence[str | int]) -> list[str]:
+    """The keys that a dataclass or ``TypedDict`` allows, ``loc`` steps below ``annotation``."""
+    annotation = _bare(annotation)
+    if dataclasses.is_dataclass(annotation) or is_typeddict(annotation):
+        keys = typing.get_type_hints(annotation)
+        if not loc:
+            return list(keys)
+        return keys_at(keys[loc[0]], loc[1:]) if loc[0] in keys else []
+    arguments = typing.get_args(annotation)
+    return keys_at(arguments[-1], loc[1:]) if loc and arguments else []
+
+
+def _bare(annotation: Any) -> Any:
+    """Without ``Annotated``, ``Required`` and ``None``."""
+    if hasattr(annotation, "__metadata__"):
+        return _bare(annotation.__origin__)
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return _bare(next(a for a in typing.get_args(annotation) if a is not type(None)))
+    return annotation

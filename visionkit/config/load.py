@@ -1,0 +1,158 @@
+"""From the name or path of a pipeline to its validated description."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+import visionkit
+from visionkit.config.check import Finding, conform
+from visionkit.config.overrides import apply_override
+from visionkit.config.pipeline import SECTIONS, ComponentConfig, HeadConfig, Pipeline, SourceConfig, where
+from visionkit.config.reader import parse
+from visionkit.errors import PipelineError
+from visionkit.plugins import did_you_mean
+
+_ADAPTER: TypeAdapter[Pipeline] = TypeAdapter(Pipeline)
+
+
+def load_pipeline(name_or_path: str, overrides: Sequence[str] = ()) -> Pipeline:
+    """A pipeline by path or by the name of one that is shipped.
+
+    Args:
+        overrides: ``path.to.key=value`` each, the value in YAML, as given with ``--set``.
+
+    Raises:
+        PipelineError: there is no such pipeline, or it is wrong; the message starts with ``file:line`` or ``--set ...``.
+    """
+    path = Path(name_or_path)
+    if not path.is_file():
+        shipped = shipped_pipelines()
+        if name_or_path not in shipped:
+            raise PipelineError(
+                f"no pipeline '{name_or_path}': there is no such file, and none of that name is shipped"
+                f"{did_you_mean(name_or_path, shipped)} (shipped: {', '.join(shipped) or 'none'})"
+            )
+        path = shipped[name_or_path]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PipelineError(f"{path}: cannot be read: {error}") from None
+    return parse_pipeline(text, str(path), overrides)
+
+
+def shipped_pipelines() -> dict[str, Path]:
+    """Pipelines that come with visionkit, by name."""
+    package = Path(visionkit.__file__).parent
+    # In a wheel they lie inside the package; in a checkout, beside it.
+    folder = package / "pipelines" if (package / "pipelines").is_dir() else package.parent / "pipelines"
+    return {f.relative_to(folder).with_suffix("").as_posix(): f for f in sorted(folder.rglob("*.yaml"))}
+
+
+def parse_pipeline(text: str, path: str = "pipeline", overrides: Sequence[str] = ()) -> Pipeline:
+    """The pipeline that YAML ``text`` describes; ``path`` is what messages call it. Raises ``PipelineError``."""
+    raw, marks = parse(text, path)
+    if not isinstance(raw, dict):
+        raise PipelineError(f"{path}: expected a mapping with the keys {', '.join(SECTIONS)}")
+    for override in overrides:
+        apply_override(raw, marks, override)
+    for key in raw:
+        if key not in SECTIONS:
+            hint = did_you_mean(key, SECTIONS) or ";"
+            raise PipelineError(f"{marks[(key,)]}: unknown key '{key}' in the pipeline{hint} "
+                                f"allowed: {', '.join(SECTIONS)}")  # fmt: skip
+    try:
+        pipeline = conform(_ADAPTER, Pipeline, gather(raw))
+    except Finding as finding:
+        raise PipelineError(f"{where(marks, finding.at)}: {finding.message}") from None
+    place(pipeline, ())
+    pipeline = dataclasses.replace(pipeline, path=path, name=Path(path).stem, marks=marks)
+    check_names(pipeline)
+    return pipeline
+
+
+def gather(raw: dict[str, Any]) -> dict[str, Any]:
+    """The tree with every component's own arguments gathered under ``args``. An empty section is as none."""
+
+    def component(value: Any, kind: type[ComponentConfig] = ComponentConfig) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if not isinstance(value, dict):
+            return value
+        reserved = {f.name for f in dataclasses.fields(kind)} - {"args", "at"}
+        own = {k: components(v) if k.endswith("transforms") else v for k, v in value.items() if k in reserved}
+        return {**own, "args": {k: v for k, v in value.items() if k not in reserved}}
+
+    def components(value: Any) -> Any:
+        return [component(v) for v in value] if isinstance(value, list) else value
+
+    def each(value: Any, convert: Any) -> Any:
+        return {k: convert(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    inside = {
+        "backbone": component,
+        "neck": component,
+        "heads": lambda heads: each(heads, lambda v: component(v, HeadConfig)),
+        "sources": lambda sources: each(sources, lambda v: component(v, SourceConfig)),
+        "balancer": component,
+        "transforms": components,
+        "metrics": lambda metrics: each(metrics, components),
+    }
+    tree = {k: inside[k](v) if k in inside else v for k, v in raw.items() if v is not None}
+    for section in ("train", "evaluate"):
+        if isinstance(tree.get(section), dict):
+            tree[section] = {k: inside[k](v) if k in inside else v for k, v in tree[section].items()}
+    return tree
+
+
+def place(value: Any, at: tuple[str | int, ...]) -> None:
+    """Tell every component below ``value`` where it stands."""
+    if isinstance(value, ComponentConfig):
+        object.__setattr__(value, "at", at)
+    if dataclasses.is_dataclass(value):
+        value = {k: v for k, v in vars(value).items() if k not in ("args", "marks", "at")}
+    if isinstance(value, dict | list):
+        for key, child in value.items() if isinstance(value, dict) else enumerate(value):
+            place(child, (*at, key))
+
+
+def check_names(pipeline: Pipeline) -> None:
+    """Every name that one section takes from another must be there."""
+
+    def known(name: str, names: Collection[str], at: tuple[str | int, ...]) -> None:
+        if name not in names:
+            raise pipeline.fail(at, f"no head '{name}'{did_you_mean(name, names)} (heads: {', '.join(names)})")
+
+    heads = pipeline.heads
+    if not heads:
+        raise pipeline.fail(("heads",), "a pipeline needs at least one head")
+    if pipeline.neck and not pipeline.backbone:
+        raise pipeline.fail(("neck",), "a neck needs a backbone")
+    for section in ("heads", "sources"):
+        for name in getattr(pipeline, section):
+            if not re.fullmatch(r"[A-Za-z_][\w-]*", name, re.ASCII):
+                raise pipeline.fail((section, name), f"'{name}' is no name for one of the {section}: "
+                                                     "letters, digits, '_' and '-' only")  # fmt: skip
+    for name, head in heads.items():
+        for port, other in head.reads.items():
+            known(other, heads, ("heads", name, "reads", port))
+    for name, source in pipeline.sources.items():
+        if source.train is None and source.val is None:
+            raise pipeline.fail(source.at, f"source '{name}' has neither 'train' nor 'val': give the arguments of a "
+                                           "split there ('train: {}' where it needs none)")  # fmt: skip
+        for i, head_name in enumerate(source.heads or ()):
+            known(head_name, heads, ("sources", name, "heads", i))
+    for name in pipeline.evaluate.metrics:
+        known(name, heads, ("evaluate", "metrics", name))
+    for prefix in pipeline.train.parts:
+        first, _, rest = prefix.partition(".")
+        if first not in ("backbone", "neck", "heads"):
+            raise pipeline.fail(("train", "parts", prefix), f"no part '{prefix}': a prefix of parameter names starts "
+                                                            "with backbone, neck or heads.NAME")  # fmt: skip
+        if first == "heads" and rest:
+            known(rest.partition(".")[0], heads, ("train", "parts", prefix))

@@ -1,0 +1,243 @@
+"""The description of a pipeline: what a YAML file says, validated, with every default filled in.
+
+The annotations below are the schema: unknown keys and wrong types are errors that name file and line. Components keep
+their arguments as they were written; those are checked against the constructor's signature when its class is at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Lt
+from pydantic import ConfigDict
+
+from visionkit.config.reader import dump
+from visionkit.errors import PipelineError
+
+Path = tuple[str | int, ...]
+"""Where something stands in the YAML tree: keys and list indices from the top."""
+
+STRICT = ConfigDict(extra="forbid", strict=True)
+
+Positive = Annotated[int, Ge(1)]
+Count = Annotated[int, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+
+
+@dataclass(frozen=True)
+class ComponentConfig:
+    """A component by name, with the keyword arguments of its constructor. ``at`` is where it stands in the file."""
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    args: dict[str, Any] = field(default_factory=dict)
+    at: Path = ()
+
+
+@dataclass(frozen=True)
+class HeadConfig(ComponentConfig):
+    """A head. ``reads``: port -> head; ``labels``: class names, ``None`` for those of the sources."""
+
+    reads: dict[str, str] = field(default_factory=dict)
+    labels: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class SourceConfig(ComponentConfig):
+    """A data set.
+
+    Attributes:
+        train, val: arguments of each split, over those in ``args``; ``None``: there is no such split.
+        heads: which heads learn from it; ``None``: every one whose task it is labelled for.
+        labels: its class names -> the heads' class names; ``None`` drops a class.
+        weight: share of training samples, relative to the other sources.
+        transforms, eval_transforms: ``None``: those of the sections ``train`` and ``evaluate``.
+    """
+
+    train: dict[str, Any] | None = None
+    val: dict[str, Any] | None = None
+    heads: list[str] | None = None
+    labels: dict[str, str | None] = field(default_factory=dict)
+    weight: PositiveFloat = 1.0
+    transforms: list[ComponentConfig] | None = None
+    eval_transforms: list[ComponentConfig] | None = None
+
+    def split(self, name: Literal["train", "val"]) -> ComponentConfig | None:
+        """The component that one split is built from, or ``None`` where there is no such split."""
+        own = self.train if name == "train" else self.val
+        return None if own is None else ComponentConfig(self.name, {**self.args, **own}, (*self.at, name))
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How parameters move; ``momentum`` and ``nesterov`` are SGD's, ``betas`` AdamW's."""
+
+    __pydantic_config__ = STRICT
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: PositiveFloat = 0.01
+    momentum: NonNegative = 0.9
+    weight_decay: NonNegative = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    nesterov: bool = False
+
+
+@dataclass(frozen=True)
+class PartConfig:
+    """What differs for the parameters under one prefix; ``weight_decay``: ``None`` for the optimiser's."""
+
+    __pydantic_config__ = STRICT
+
+    lr_scale: NonNegative = 1.0
+    weight_decay: NonNegative | None = None
+    freeze: bool = False
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Learning rate as a function of the step.
+
+    Attributes:
+        milestones: steps after which ``multistep`` multiplies by ``gamma``.
+        power: exponent of ``poly``.
+        final: what ``cosine`` and ``poly`` end at, as a share of the learning rate.
+    """
+
+    __pydantic_config__ = STRICT
+
+    name: Literal["constant", "multistep", "cosine", "poly"] = "constant"
+    milestones: tuple[Positive, ...] = ()
+    gamma: PositiveFloat = 0.1
+    power: PositiveFloat = 0.9
+    final: NonNegative = 0.0
+
+
+@dataclass(frozen=True)
+class WarmupConfig:
+    """The first ``steps`` steps rise from ``factor`` times the learning rate to all of it."""
+
+    __pydantic_config__ = STRICT
+
+    steps: Count = 0
+    factor: NonNegative = 0.001
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How the pipeline is trained.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: images a step and process, before ``accumulate``.
+        parts: by prefix of parameter names (``backbone``, ``neck``, ``heads.NAME``), what differs there.
+        precision: as lightning-fabric names it.
+        clip: largest norm of all gradients together.
+        accumulate: batches whose gradients make one step.
+        ema: decay of the moving average of weights, per step.
+        init: weights to start from: a run folder or a safetensors file.
+        checkpoint_every: steps between checkpoints; ``None``: at the end only.
+        on_error: what to do about an image that cannot be read.
+    """
+
+    __pydantic_config__ = STRICT
+
+    steps: Positive = 1000
+    batch_size: Positive = 8
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    parts: dict[str, PartConfig] = field(default_factory=dict)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    precision: Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"] = "32-true"
+    clip: PositiveFloat | None = None
+    accumulate: Positive = 1
+    ema: Annotated[float, Gt(0), Lt(1)] | None = None
+    balancer: ComponentConfig = field(default_factory=lambda: ComponentConfig("fixed", at=("train", "balancer")))
+    seed: Count = 0
+    workers: Count = 2
+    transforms: list[ComponentConfig] = field(default_factory=list)
+    checkpoint_every: Positive | None = None
+    log_every: Positive = 20
+    keep_checkpoints: Positive = 1
+    channels_last: bool = True
+    on_error: Literal["fail", "skip"] = "fail"
+    tensorboard: bool = False
+    init: str | None = None
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How the pipeline is evaluated.
+
+    Attributes:
+        every: training steps between evaluations; ``None``: at the end only.
+        metrics: by head, its evaluators in place of the head's own choice.
+        max_images: of each source; ``None``: all.
+        pictures: how many images of each source are drawn.
+    """
+
+    __pydantic_config__ = STRICT
+
+    batch_size: Positive = 1
+    every: Positive | None = None
+    transforms: list[ComponentConfig] = field(default_factory=list)
+    metrics: dict[str, list[ComponentConfig]] = field(default_factory=dict)
+    max_images: Positive | None = None
+    pictures: Count = 8
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A whole pipeline. ``path`` and ``name`` say where it was found; two pipelines are equal if all the rest is."""
+
+    __pydantic_config__ = STRICT
+
+    heads: dict[str, HeadConfig]
+    backbone: ComponentConfig | None = None
+    neck: ComponentConfig | None = None
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    path: str = field(default="", compare=False)
+    name: str = field(default="", compare=False)
+    marks: Mapping[Path, str] = field(default_factory=dict, compare=False, repr=False)
+
+    def fail(self, at: Path, message: str) -> PipelineError:
+        """The error to raise about the key at ``at``: ``file:line: message``, or ``--set KEY=VALUE: message``."""
+        return PipelineError(f"{where(self.marks, at)}: {message}")
+
+    def with_train(self, **changes: Any) -> Pipeline:
+        """The same pipeline with some keys of ``train`` replaced."""
+        return replace(self, train=replace(self.train, **changes))
+
+    def to_yaml(self) -> str:
+        """All of it with defaults filled in, as YAML that loads to an equal pipeline."""
+        return dump({key: plain(getattr(self, key)) for key in SECTIONS if getattr(self, key) is not None})
+
+
+SECTIONS = ("backbone", "neck", "heads", "sources", "train", "evaluate")
+
+
+def where(marks: Mapping[Path, str], at: Path) -> str:
+    """The mark of ``at``, or of its nearest ancestor that has one."""
+    while at and at not in marks:
+        at = at[:-1]
+    return marks.get(at, "pipeline")
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses as the mappings they were read from: a component's arguments stand beside its name."""
+    if isinstance(value, ComponentConfig):
+        own = {k: plain(v) for k, v in vars(value).items() if k not in ("name", "args", "at")}
+        unset = [k for k, v in own.items() if v is None or (k in ("reads", "labels") and v == {})]
+        return {"name": value.name, **value.args, **{k: v for k, v in own.items() if k not in unset}}
+    if hasattr(value, "__dataclass_fields__"):
+        return {k: plain(v) for k, v in vars(value).items()}
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value
