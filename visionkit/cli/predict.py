@@ -1,0 +1,166 @@
+"""``visionkit predict``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from visionkit.cli.options import PluginFiles, plugin_manager
+from visionkit.errors import DataError, UserError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+
+
+def command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGES...", help="Files, folders or patterns such as 'in/*.jpg'.")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write to.")],
+    heads: Annotated[str | None, typer.Option(metavar="A,B", help="Only these heads; all if not given.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
+    precision: Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = "32-true",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that go through the model together.")] = 1,
+    score: Annotated[float, typer.Option(help="Draw what scores at least this; files hold everything.")] = 0.5,
+    pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Draw an overlay of each image.")] = True,
+    annotations: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Take image ids from this COCO file, by file name.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Prepare images as the run does for this source of its pipeline.")
+    ] = None,
+    on_error: Annotated[
+        Literal["fail", "skip"], typer.Option(help="Stop at an image that cannot be read, or leave it out.")
+    ] = "fail",
+    plugin: PluginFiles = None,
+) -> None:
+    """Predict images with the heads of a run: COCO results, label maps and pictures."""
+    files = find_images(images, leave_out=out)
+    places = places_below(files)
+    names = name_files(places)
+    ids = read_ids(annotations, files) if annotations else [place.as_posix() for place in places]
+
+    from visionkit.infer import PredictionWriter, load
+
+    predictor = load(run, device=device, precision=precision, plugins=plugin_manager(plugin), source=source)
+    wanted = [name.strip() for name in heads.split(",") if name.strip()] if heads else None
+    results = predictor.stream(files, heads=wanted, batch_size=batch_size, on_error=on_error)
+    skipped = 0
+    with (
+        PredictionWriter(out, predictor.labels, pictures=pictures, min_score=score) as writer,
+        _progress(files) as step,
+    ):
+        for result, name, image_id in zip(results, names, ids):
+            if result.error is not None:
+                skipped += 1
+                print(f"skipped: {result.error}", file=sys.stderr)
+            writer.add(result.predictions, image_id=image_id, name=name, image=result.image)
+            step()
+    if skipped == len(files):
+        raise DataError(f"none of the {len(files)} images could be read")
+    left_out = f" ({skipped} skipped)" if skipped else ""
+    written = ", ".join(f"{what} ({count})" for what, count in writer.counts.items())
+    typer.echo(f"{len(files) - skipped} images{left_out} -> {out}: {written or 'nothing to write'}")
+
+
+def find_images(given: Sequence[str], leave_out: Path | None = None) -> list[Path]:
+    """The image files that are meant, each once, in the order given and sorted within a folder or pattern.
+
+    What lies in the folder ``leave_out`` is not taken from a folder: it was written by an earlier call.
+
+    Raises:
+        UserError: a name that is no file, folder or pattern with a match, or a folder without images.
+    """
+    import glob
+
+    found: dict[Path, None] = {}
+    for name in given:
+        path = Path(name)
+        if path.is_dir():
+            mine = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            mine = [p for p in mine if leave_out is None or leave_out.absolute() not in p.absolute().parents]
+            if not mine:
+                raise UserError(f"{name}: no images in this folder ({', '.join(sorted(SUFFIXES))})")
+        elif path.exists():
+            mine = [path]
+        else:
+            mine = [Path(p) for p in sorted(glob.glob(name, recursive=True)) if Path(p).is_file()]
+            if not mine:
+                raise UserError(f"{name}: no such image, folder or pattern")
+        found |= dict.fromkeys(mine)
+    return list(found)
+
+
+def places_below(files: Sequence[Path]) -> list[Path]:
+    """Where each file lies below the folder that holds them all."""
+    import os
+
+    absolute = [Path(os.path.abspath(file)) for file in files]
+    root = os.path.commonpath([file.parent for file in absolute])
+    return [file.relative_to(root) for file in absolute]
+
+
+def name_files(places: Sequence[Path]) -> list[str]:
+    """What is made of each file is called as the file is, without suffix; with it where two would be called the same."""
+    bare = [place.with_suffix("").as_posix() for place in places]
+    return bare if len(set(bare)) == len(bare) else [place.as_posix() for place in places]
+
+
+def read_ids(annotations: Path, files: Sequence[Path]) -> list[int | str]:
+    """The id of each file in a COCO annotation file: of the longest ``file_name`` that the file's path ends in.
+
+    Raises:
+        DataError: it is no such annotation file, a file is not in it, or two files have one id.
+    """
+    import json
+
+    try:
+        entries: Any = json.loads(annotations.read_text(encoding="utf-8"))
+        known = {Path(entry["file_name"]).parts: entry["id"] for entry in entries["images"]}
+    except OSError as error:
+        raise DataError(f"{annotations}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{annotations}: not a COCO annotation file: {type(error).__name__} {error}") from None
+    ids: list[int | str] = []
+    taken: dict[int | str, Path] = {}
+    for file in files:
+        parts = file.absolute().parts
+        tails = (parts[start:] for start in range(len(parts)))
+        image_id = next((known[tail] for tail in tails if tail in known), None)
+        if image_id is None:
+            raise DataError(f"{file}: no image of this name in {annotations}")
+        if image_id in taken:
+            raise DataError(f"{file} and {taken[image_id]} are both image {image_id} of {annotations}")
+        taken[image_id] = file
+        ids.append(image_id)
+    return ids
+
+
+@contextmanager
+def _progress(files: Sequence[Path]) -> Iterator[Any]:
+    """Something to call after each image: moves a bar on a terminal, else prints a line now and then."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    total, done = len(files), 0
+    if console.is_terminal:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("predict"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task("predict", total=total)
+            yield lambda: bar.advance(task)
+        return
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        if done % max(1, total // 10) == 0 or done == total:
+            print(f"predict {done}/{total}", file=sys.stderr)
+
+    yield step
