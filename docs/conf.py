@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import generate
+import generate  # noqa: I001
 import visionkit
 
 project = "visionkit"
