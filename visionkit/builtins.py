@@ -9,9 +9,7 @@ from visionkit.hookspecs import Component, hookimpl
 def visionkit_components() -> list[Component]:
     return [
         Component("source", "coco", "visionkit.data.coco:CocoSource", "COCO json: boxes, masks, keypoints, panoptic"),
-        Component(
-            "source", "folder", "visionkit.data.folder:FolderSource", "a folder of images, a folder of label maps"
-        ),
+        Component("source", "folder", "visionkit.data.folder:FolderSource", "a folder of images and one of label maps"),
         Component("source", "shapes", "visionkit.data.shapes:ShapesSource", "drawn scenes with every kind of label"),
         Component("transform", "resize", "visionkit.data.transforms:Resize", "resize by short and long side"),
         Component(

@@ -77,31 +77,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def build_app(commands: Sequence[str] = COMMANDS) -> typer.Typer:
     """The typer application of these commands."""
-    app = typer.Typer(
-        help="One shared backbone, many heads: plugin-based multi-task vision.",
-        no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        rich_markup_mode=None,
-    )
+    # No rich markup: importing it takes as long as all the rest of --help.
+    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.callback()(_root)
     for name in commands:
         module = f"{__name__}.{name.replace('-', '_')}"
-        if importlib.util.find_spec(module) is not None:
-            app.command(name)(importlib.import_module(module).command)
+        if importlib.util.find_spec(module) is None:
+            continue
+        command = importlib.import_module(module).command
+        app.command(name, short_help=(command.__doc__ or "").partition("\n")[0])(command)
     return app
-
-
-def _root(
-    version: Annotated[
-        bool,
-        typer.Option("--version", help="Print the version.", is_eager=True, callback=lambda on: _print_version(on)),
-    ] = False,
-) -> None:
-    """One shared backbone, many heads: plugin-based multi-task vision."""
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
         print(f"visionkit {__version__}")
         raise typer.Exit()
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """One shared backbone, many heads: plugin-based multi-task vision."""

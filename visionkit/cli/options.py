@@ -11,9 +11,7 @@ import typer
 if TYPE_CHECKING:
     from visionkit.plugins import PluginManager
 
-PipelineName = Annotated[
-    str, typer.Argument(metavar="PIPELINE", help="A YAML file, or the name of a shipped pipeline.")
-]
+PipelineName = Annotated[str, typer.Argument(metavar="PIPELINE", help="A YAML file, or the name of a shipped one.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH.TO.KEY=VALUE", help="Change a key of the pipeline; may be repeated."),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Annotated
 
 import typer
 
 from visionkit.cli.options import JsonFile, PluginFiles, plugin_manager, write_text
+from visionkit.errors import PluginError
 
 
 def command(
@@ -16,18 +18,10 @@ def command(
     plugin: PluginFiles = None,
 ) -> None:
     """List the components that plugins offer, and the plugins that failed."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    from visionkit.errors import PluginError
-
     plugins = plugin_manager(plugin)
     for listed in plugins.components() if load else ():
-        try:
+        with contextlib.suppress(PluginError):  # it is in the list, with its reason
             plugins.load(listed.component.kind, listed.component.name)
-        except PluginError:
-            pass  # it is in the list, with its reason
     rows = [
         {
             "kind": listed.component.kind,
@@ -38,17 +32,23 @@ def command(
             "error": listed.error,
         }
         for listed in plugins.components()
-    ] + [
-        {"kind": "plugin", "name": p.plugin, "summary": "", "distribution": p.distribution, "load": "failed",
-         "error": p.reason}
-        for p in plugins.problems
-    ]  # fmt: skip
+    ]
+    rows += [
+        {
+            "kind": "plugin",
+            "name": problem.plugin,
+            "summary": "",
+            "distribution": problem.distribution,
+            "load": "failed",
+            "error": problem.reason,
+        }
+        for problem in plugins.problems
+    ]
     if json_file:
         write_text(json_file, json.dumps(rows, indent=2) + "\n")
-    table = Table(box=None, pad_edge=False)
-    for heading in ("kind", "name", "load", "from", "summary"):
-        table.add_column(heading, overflow="fold", no_wrap=heading in ("kind", "name"))
+    columns = ("kind", "name", "distribution", "load")
+    widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in columns}
+    typer.secho("  ".join(column.ljust(widths[column]) for column in columns) + "  summary", bold=True)
     for row in rows:
-        cells = (row["kind"], row["name"], row["load"], row["distribution"], row["error"] or row["summary"])
-        table.add_row(*(escape(cell) for cell in cells), style="red" if row["load"] == "failed" else None)
-    Console().print(table)
+        cells = [row[column].ljust(widths[column]) for column in columns]
+        typer.secho("  ".join([*cells, row["error"] or row["summary"]]), fg="red" if row["load"] == "failed" else None)

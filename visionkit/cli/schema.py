@@ -11,9 +11,7 @@ from visionkit.cli.options import PluginFiles, plugin_manager, write_text
 
 
 def command(
-    out: Annotated[
-        str | None, typer.Option("--out", metavar="FILE", help="Write there instead of to the screen.")
-    ] = None,
+    out: Annotated[str | None, typer.Option("--out", metavar="FILE", help="Write there, not to the screen.")] = None,
     plugin: PluginFiles = None,
 ) -> None:
     """Print the JSON Schema of pipeline files, by which editors complete and check them."""

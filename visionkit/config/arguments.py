@@ -9,10 +9,10 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NotRequired, Required
 
 from pydantic import ConfigDict, Field, TypeAdapter
-from typing_extensions import NotRequired, Required, TypedDict
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from visionkit.config.check import Finding, conform
 from visionkit.config.pipeline import ComponentConfig, Pipeline
@@ -84,7 +84,7 @@ def signature_schema(kind: str, made: Any, given: frozenset[str] = frozenset()) 
     Raises:
         PluginError: an annotation cannot be resolved.
     """
-    constructor = made.__init__ if isinstance(made, type) else made
+    constructor = made.__init__ if isinstance(made, type) else made  # type: ignore[misc]
     try:
         hints = typing.get_type_hints(constructor, include_extras=True)
     except Exception as error:

@@ -28,7 +28,7 @@ def load_pipeline(name_or_path: str, overrides: Sequence[str] = ()) -> Pipeline:
         overrides: ``path.to.key=value`` each, the value in YAML, as given with ``--set``.
 
     Raises:
-        PipelineError: there is no such pipeline, or it is wrong; the message starts with ``file:line`` or ``--set ...``.
+        PipelineError: there is no such pipeline, or it is wrong: ``file:line: ...`` or ``--set ...: ...``.
     """
     path = Path(name_or_path)
     if not path.is_file():

@@ -24,7 +24,8 @@ def apply_override(raw: dict[str, Any], marks: Marks, override: str) -> None:
     mark = f"--set {override}"
     if not equals or not all(path.split(".")):
         raise PipelineError(f"{mark}: expected path.to.key=value")
-    at, parent = (), raw
+    at: Path = ()
+    parent: Any = raw
     steps = path.split(".")
     while True:
         key, steps = next_key(parent, steps, at, mark)
@@ -32,8 +33,9 @@ def apply_override(raw: dict[str, Any], marks: Marks, override: str) -> None:
             break
         if isinstance(parent, dict) and parent.get(key) is None:
             if at in (("heads",), ("sources",)):
-                raise PipelineError(f"{mark}: no {at[0][:-1]} '{key}'{did_you_mean(str(key), parent)} "
-                                    f"({at[0]}: {', '.join(parent)})")  # fmt: skip
+                section = str(at[0])
+                raise PipelineError(f"{mark}: no {section[:-1]} '{key}'{did_you_mean(str(key), parent)} "
+                                    f"({section}: {', '.join(parent)})")  # fmt: skip
             parent[key] = {}
         elif isinstance(parent[key], str):
             parent[key] = {"name": parent[key]}
@@ -53,8 +55,8 @@ def next_key(parent: Any, steps: list[str], at: Path, mark: str) -> tuple[Any, l
     here = ".".join(map(str, at))
     if isinstance(parent, list):
         if not steps[0].isdecimal() or int(steps[0]) >= len(parent):
-            raise PipelineError(f"{mark}: {here} is a list of {len(parent)}; expected an index from 0 to "
-                                f"{len(parent) - 1}, not '{steps[0]}'")  # fmt: skip
+            raise PipelineError(f"{mark}: {here} is a list of {len(parent)}; expected an index below "
+                                f"that, not '{steps[0]}'")  # fmt: skip
         return int(steps[0]), steps[1:]
     if not isinstance(parent, dict):
         raise PipelineError(f"{mark}: {here} is a value and holds no key '{steps[0]}'")

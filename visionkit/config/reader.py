@@ -42,7 +42,7 @@ for _class in (_Loader, _Dumper):
 
 
 def parse(text: str, origin: str, at: tuple[str | int, ...] = (), *, lines: bool = True) -> tuple[Any, Marks]:
-    """Plain data, and for every key and list item below ``at`` the mark ``origin:line`` (without ``lines``, ``origin``).
+    """Plain data, and a mark for every key and list item below ``at``: ``origin:line``, or just ``origin``.
 
     Raises:
         PipelineError: no YAML, a key given twice, a tag, an unset environment variable, a value that contains itself.
