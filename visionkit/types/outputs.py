@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from visionkit.errors import UserError
+from visionkit.types.labels import LabelSet
 from visionkit.types.targets import InstanceTarget
 
 
@@ -84,6 +86,12 @@ class RegionSamples:
         keep = self.matched >= 0
         return RegionSamples(self.boxes[keep], self.matched[keep], self.labels[keep])
 
+    def on(self, objects: Tensor) -> RegionSamples:
+        """Only the regions that lie on an object for which ``objects``, (objects of the image,) bool, is true."""
+        positive = self.positives()
+        keep = objects[positive.matched]
+        return RegionSamples(positive.boxes[keep], positive.matched[keep], positive.labels[keep])
+
 
 @dataclass(frozen=True)
 class Detections:
@@ -100,12 +108,37 @@ class RegionOutput(Output):
 
     Both questions are answered on demand and only once, so that training never pays for final detections, nor
     inference for samples, and neither ``forward`` nor its return type need to know the mode.
+
+    Attributes:
+        labels: the label set of the head that made it, which the labels of its detections index.
     """
+
+    labels: LabelSet
 
     @abstractmethod
     def samples(self, targets: Sequence[InstanceTarget]) -> list[RegionSamples]:
-        """Regions to learn from, one item an image: the same ones, however many heads ask."""
+        """Regions to learn from, one item an image: the same boxes, however many heads ask, each matched with the objects
+        of the ``targets`` that are given."""
 
     @abstractmethod
     def detections(self) -> list[Detections]:
         """Final boxes, one item an image."""
+
+    def detections_for(self, labels: LabelSet) -> list[Detections]:
+        """Final boxes of those classes that are in ``labels`` too (by name), labelled as there.
+
+        Raises:
+            UserError: no class is in both.
+        """
+        if labels.names == self.labels.names:
+            return self.detections()
+        table = torch.tensor([labels.names.index(n) if n in labels.names else -1 for n in self.labels.names])
+        if bool((table < 0).all()):
+            raise UserError(f"none of the classes {', '.join(labels.names)} is among those of the boxes that are read: "
+                            f"{', '.join(self.labels.names)}")  # fmt: skip
+        picked = []
+        for found in self.detections():
+            own = table.to(found.labels.device)[found.labels]
+            keep = own >= 0
+            picked.append(Detections(found.boxes[keep], found.scores[keep], own[keep]))
+        return picked

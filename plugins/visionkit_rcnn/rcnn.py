@@ -1,0 +1,268 @@
+"""Faster R-CNN (Ren et al., NeurIPS 2015) with feature pyramid and RoIAlign: the boxes that further heads read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
+
+from visionkit import Head
+from visionkit.layers.boxes import decode, encode, match, sample
+from visionkit.layers.roi import RegionPool
+from visionkit.types import (
+    Batch,
+    BoxPrediction,
+    Detections,
+    Features,
+    FeatureSpec,
+    InstanceTarget,
+    LabelSet,
+    RegionOutput,
+    RegionSamples,
+)
+from visionkit_rcnn.rpn import RPN, RPNOutput
+
+
+@dataclass
+class Answer:
+    """What was already worked out for one image; shared by every selection of rows of an output."""
+
+    sampled: Tensor | None = None
+    found: Detections | None = None
+
+
+@dataclass
+class Regions(RegionOutput):
+    """Proposals, and on demand what becomes of them.
+
+    Attributes:
+        head: works out the answers.
+        features: level -> (B, C, h, w).
+        rpn: what the proposal network says.
+        answers: one an image.
+    """
+
+    head: RCNN
+    features: Mapping[str, Tensor]
+    rpn: RPNOutput
+    answers: list[Answer] = field(default_factory=list)
+
+    def samples(self, targets: Sequence[InstanceTarget]) -> list[RegionSamples]:
+        todo = [row for row, answer in enumerate(self.answers) if answer.sampled is None]
+        if todo:
+            part: Regions = self.rows(todo, len(self.answers))
+            chosen = self.head.choose(part.rpn, [targets[row] for row in todo])
+            for answer, boxes in zip(part.answers, chosen):
+                answer.sampled = boxes
+        return [
+            self.head.match(answer.sampled, target)
+            for answer, target in zip(self.answers, targets)
+            if answer.sampled is not None
+        ]
+
+    def detections(self) -> list[Detections]:
+        todo = [row for row, answer in enumerate(self.answers) if answer.found is None]
+        if todo:
+            part: Regions = self.rows(todo, len(self.answers))
+            for answer, found in zip(part.answers, self.head.detect(part)):
+                answer.found = found
+        return [answer.found for answer in self.answers if answer.found is not None]
+
+
+class BoxBranch(nn.Module):
+    """Pooled features (n, C, S, S) -> logits (n, classes) and deltas (n, boxes, 4), in float32."""
+
+    def __init__(
+        self, channels: int, size: int, convs: Sequence[int], fcs: Sequence[int], classes: int, boxes: int
+    ) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.ModuleList(), nn.ModuleList()
+        for width in convs:
+            self.conv.append(nn.Conv2d(channels, width, 3, padding=1))
+            channels = width
+        channels *= size * size
+        for width in fcs:
+            self.fc.append(nn.Linear(channels, width))
+            channels = width
+        self.classes, self.deltas = nn.Linear(channels, classes), nn.Linear(channels, boxes * 4)
+        for layer in (*self.conv, *self.fc):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+        for layer, std in ((self.classes, 0.01), (self.deltas, 0.001)):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        for conv in self.conv:
+            x = F.relu(conv(x))
+        x = x.flatten(1)
+        for fc in self.fc:
+            x = F.relu(fc(x))
+        return self.classes(x).float(), self.deltas(x).float().unflatten(1, (-1, 4))
+
+
+class RCNN(Head):
+    """Region proposals, then a class and a refined box for each.
+
+    Within the head class 0 is background, as in torchvision's weights; outside labels start at 0 without it. The defaults
+    are torchvision's, which are the paper's but for ``aligned`` (detectron2 uses ``True``).
+
+    Args:
+        levels: pyramid levels that the proposal network reads, finest first.
+        anchor_sizes: roots of the anchors' areas in pixels, for each level.
+        anchor_ratios: height / width of the anchors.
+        rpn_convs: 3 x 3 convolutions of the proposal network.
+        rpn_iou: an anchor below the first is background, from the second on an object.
+        rpn_samples: anchors an image that the proposal network learns from.
+        rpn_positives: largest share of them that lies on objects.
+        rpn_nms: IoU from which the weaker of two proposals of one level is dropped.
+        rpn_score: proposals below it are dropped.
+        rpn_before_nms, rpn_after_nms: proposals kept before (a level) and after (an image) suppression, for detections.
+        rpn_before_nms_train, rpn_after_nms_train: the same, for samples to learn from.
+        pool_levels: levels that the box branch reads, finest first.
+        pool_size, sampling_ratio, aligned, canonical_size: see :class:`~visionkit.layers.roi.RegionPool`.
+        convs: widths of 3 x 3 convolutions of the box branch.
+        fcs: widths of its fully connected layers.
+        class_agnostic: one box a region instead of one a class.
+        iou: IoU with an object from which a region is one.
+        samples: regions an image that the box branch (and every head that reads its samples) learns from.
+        positives: largest share of them that lies on objects.
+        box_weights: factors of dx, dy, dw, dh.
+        beta: where smooth L1 turns from square to linear.
+        score: detections up to it are dropped.
+        nms: IoU from which the weaker of two detections of a class is dropped.
+        detections: the most an image.
+    """
+
+    task = "boxes"
+    makes = BoxPrediction
+    output = Regions
+    loss_names = ("rpn_objectness", "rpn_box", "box_class", "box_delta")
+    evaluators = ("coco_bbox",)
+
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        labels: LabelSet,
+        *,
+        levels: tuple[str, ...] = ("p2", "p3", "p4", "p5", "p6"),
+        anchor_sizes: tuple[tuple[float, ...], ...] = ((32,), (64,), (128,), (256,), (512,)),
+        anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
+        rpn_convs: int = 1,
+        rpn_iou: tuple[float, float] = (0.3, 0.7),
+        rpn_samples: int = 256,
+        rpn_positives: float = 0.5,
+        rpn_nms: float = 0.7,
+        rpn_score: float = 0.0,
+        rpn_before_nms: int = 1000,
+        rpn_after_nms: int = 1000,
+        rpn_before_nms_train: int = 2000,
+        rpn_after_nms_train: int = 2000,
+        pool_levels: tuple[str, ...] = ("p2", "p3", "p4", "p5"),
+        pool_size: int = 7,
+        sampling_ratio: int = 2,
+        aligned: bool = False,
+        canonical_size: float = 224.0,
+        convs: tuple[int, ...] = (),
+        fcs: tuple[int, ...] = (1024, 1024),
+        class_agnostic: bool = False,
+        iou: float = 0.5,
+        samples: int = 512,
+        positives: float = 0.25,
+        box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0),
+        beta: float = 1 / 9,
+        score: float = 0.05,
+        nms: float = 0.5,
+        detections: int = 100,
+    ) -> None:
+        super().__init__(spec, labels)
+        self.levels = tuple(dict.fromkeys((*levels, *pool_levels)))
+        self.rpn = RPN(
+            spec, levels, anchor_sizes, anchor_ratios, convs=rpn_convs, iou=rpn_iou, samples=rpn_samples,
+            positives=rpn_positives, beta=beta, nms=rpn_nms, score=rpn_score,
+        )  # fmt: skip
+        self.pool = RegionPool(
+            spec, pool_levels, pool_size, sampling_ratio=sampling_ratio, aligned=aligned, canonical_size=canonical_size
+        )
+        classes = len(labels) + 1
+        self.branch = BoxBranch(self.pool.channels, pool_size, convs, fcs, classes, 1 if class_agnostic else classes)
+        self.proposals = {"before_nms": rpn_before_nms, "after_nms": rpn_after_nms}
+        self.proposals_train = {"before_nms": rpn_before_nms_train, "after_nms": rpn_after_nms_train}
+        self.class_agnostic, self.box_weights, self.beta = class_agnostic, box_weights, beta
+        self.iou, self.sample_count, self.positives = iou, samples, positives
+        self.score, self.nms, self.max_detections = score, nms, detections
+
+    def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> Regions:
+        height, width = batch.images.shape[-2:]
+        rpn = self.rpn(features, (height, width), batch.info)
+        pooled = {level: features[level] for level in self.pool.levels}
+        return Regions(self.labels, self, pooled, rpn, [Answer() for _ in batch.info])
+
+    def losses(self, output: Regions, batch: Batch[InstanceTarget]) -> dict[str, Tensor]:
+        objectness, rpn_box = self.rpn.losses(output.rpn, batch.targets)
+        samples = output.samples(batch.targets)
+        logits, deltas = self.branch(self.pool(output.features, [s.boxes for s in samples]))
+        classes = torch.cat([s.labels for s in samples]) + 1
+        on = classes > 0
+        said = deltas[on, self._box_of(classes[on])]
+        positives = [s.positives() for s in samples]
+        aims = torch.cat([
+            encode(target.boxes[s.matched], s.boxes, self.box_weights) for s, target in zip(positives, batch.targets)
+        ])  # fmt: skip
+        count = max(1, len(classes))
+        return {
+            "rpn_objectness": objectness,
+            "rpn_box": rpn_box,
+            "box_class": F.cross_entropy(logits, classes, reduction="sum") / count,
+            "box_delta": F.smooth_l1_loss(said, aims, beta=self.beta, reduction="sum") / count,
+        }
+
+    @torch.no_grad()
+    def predict(self, output: Regions, batch: Batch) -> list[BoxPrediction]:
+        return [
+            BoxPrediction(info.boxes_to_original(found.boxes), found.scores, found.labels)
+            for info, found in zip(batch.info, output.detections())
+        ]
+
+    @torch.no_grad()
+    def choose(self, rpn: RPNOutput, targets: Sequence[InstanceTarget]) -> list[Tensor]:
+        """Boxes (n, 4) of each image to learn from: drawn from the proposals and from the objects themselves."""
+        chosen = []
+        for proposals, target in zip(self.rpn.propose(rpn, **self.proposals_train), targets):
+            boxes = torch.cat((proposals, target.boxes[~target.crowd]))
+            matched = match(boxes, target.boxes, target.crowd, low=self.iou, high=self.iou)
+            chosen.append(boxes[torch.cat(sample(matched, self.sample_count, self.positives))])
+        return chosen
+
+    def match(self, boxes: Tensor, target: InstanceTarget) -> RegionSamples:
+        """Boxes with the objects of ``target`` that they lie on."""
+        matched = match(boxes, target.boxes, target.crowd, low=self.iou, high=self.iou).clamp(min=-1)
+        labels = torch.full_like(matched, -1)
+        labels[matched >= 0] = target.labels[matched[matched >= 0]]
+        return RegionSamples(boxes, matched, labels)
+
+    @torch.no_grad()
+    def detect(self, output: Regions) -> list[Detections]:
+        """Final boxes of each image: every class of every proposal on its own, suppressed class by class."""
+        proposals = self.rpn.propose(output.rpn, **self.proposals)
+        logits, deltas = self.branch(self.pool(output.features, proposals))
+        sizes = [len(p) for p in proposals]
+        parts = zip(proposals, logits.softmax(1).split(sizes), deltas.split(sizes), output.rpn.info)
+        return [self._detect(regions, scores[:, 1:], moves, info.size) for regions, scores, moves, info in parts]
+
+    def _detect(self, regions: Tensor, scores: Tensor, deltas: Tensor, size: tuple[int, int]) -> Detections:
+        region, label = (scores > self.score).nonzero(as_tuple=True)
+        boxes = decode(deltas[region, self._box_of(label + 1)], regions[region], self.box_weights)
+        boxes = clip_boxes_to_image(boxes, size)
+        keep = remove_small_boxes(boxes, 1e-2)
+        boxes, scores, label = boxes[keep], scores[region[keep], label[keep]], label[keep]
+        keep = batched_nms(boxes, scores, label, self.nms)[: self.max_detections]
+        return Detections(boxes[keep], scores[keep], label[keep])
+
+    def _box_of(self, classes: Tensor) -> Tensor:
+        return torch.zeros_like(classes) if self.class_agnostic else classes

@@ -1,0 +1,133 @@
+"""Mask R-CNN's mask branch (He et al., ICCV 2017): one binary mask a class for every box."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import roi_align
+
+from visionkit import Head
+from visionkit.layers.paste import paste_masks
+from visionkit.layers.roi import RegionPool
+from visionkit.types import (
+    Batch,
+    Features,
+    FeatureSpec,
+    InstanceTarget,
+    LabelSet,
+    MaskPrediction,
+    RegionOutput,
+    RegionSamples,
+)
+from visionkit_rcnn.branch import BranchOutput
+
+
+class RoIMask(Head):
+    """A mask inside each box that another head finds.
+
+    Classes don't compete: each has a sigmoid of its own, and only the one of the object learns. Channel 0 is background and
+    never used; it is there because torchvision's weights have it.
+
+    Args:
+        levels: pyramid levels that are read, finest first.
+        pool_size, sampling_ratio, aligned, canonical_size: see :class:`~visionkit.layers.roi.RegionPool`.
+        convs: widths of the 3 x 3 convolutions.
+        hidden: width of the 2 x 2 transposed convolution, which doubles the size.
+        class_agnostic: one mask for all classes.
+    """
+
+    task = "masks"
+    makes = MaskPrediction
+    output = BranchOutput
+    needs = {"regions": RegionOutput}
+    labels_from = "regions"
+    loss_names = ("mask",)
+    evaluators = ("coco_segm",)
+
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        labels: LabelSet,
+        *,
+        levels: tuple[str, ...] = ("p2", "p3", "p4", "p5"),
+        pool_size: int = 14,
+        sampling_ratio: int = 2,
+        aligned: bool = False,
+        canonical_size: float = 224.0,
+        convs: tuple[int, ...] = (256, 256, 256, 256),
+        hidden: int = 256,
+        class_agnostic: bool = False,
+    ) -> None:
+        super().__init__(spec, labels)
+        self.levels = levels
+        self.pool = RegionPool(
+            spec, levels, pool_size, sampling_ratio=sampling_ratio, aligned=aligned, canonical_size=canonical_size
+        )
+        channels = self.pool.channels
+        self.conv = nn.ModuleList()
+        for width in convs:
+            self.conv.append(nn.Conv2d(channels, width, 3, padding=1))
+            channels = width
+        self.upsample = nn.ConvTranspose2d(channels, hidden, 2, stride=2)
+        self.logits = nn.Conv2d(hidden, 1 if class_agnostic else len(labels) + 1, 1)
+        self.class_agnostic = class_agnostic
+        for layer in (*self.conv, self.upsample, self.logits):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> BranchOutput:
+        return BranchOutput({level: features[level] for level in self.levels}, upstream["regions"])
+
+    def mask_logits(self, features: Features, boxes: Sequence[Tensor], labels: Tensor) -> Tensor:
+        """(n, 2 pool_size, 2 pool_size) float32: the mask of each box's own class, image after image."""
+        x = self.pool(features, boxes)
+        for conv in self.conv:
+            x = F.relu(conv(x))
+        x = self.logits(F.relu(self.upsample(x))).float()
+        channel = torch.zeros_like(labels) if self.class_agnostic else labels + 1
+        return x[torch.arange(len(x), device=x.device), channel]
+
+    def losses(self, output: BranchOutput, batch: Batch[InstanceTarget]) -> dict[str, Tensor]:
+        samples = [
+            with_mask(sample, target) for sample, target in zip(output.regions.samples(batch.targets), batch.targets)
+        ]
+        labels = torch.cat([sample.labels for sample in samples])
+        logits = self.mask_logits(output.features, [sample.boxes for sample in samples], labels)
+        aims = torch.cat([
+            crop_masks(target.masks, sample, logits.shape[-1]) for sample, target in zip(samples, batch.targets)
+        ])  # fmt: skip
+        loss = F.binary_cross_entropy_with_logits(logits, aims, reduction="sum")
+        return {"mask": loss / max(1, logits.numel())}
+
+    @torch.no_grad()
+    def predict(self, output: BranchOutput, batch: Batch) -> list[MaskPrediction]:
+        found = output.regions.detections_for(self.labels)
+        labels = torch.cat([f.labels for f in found])
+        masks = self.mask_logits(output.features, [f.boxes for f in found], labels).sigmoid()
+        predictions = []
+        for info, f, own in zip(batch.info, found, masks.split([len(f.boxes) for f in found])):
+            boxes = info.boxes_to_original(f.boxes)
+            rles = paste_masks(own, boxes, *info.original_size)
+            predictions.append(MaskPrediction(boxes, f.scores, f.labels, rles))
+        return predictions
+
+
+def with_mask(sample: RegionSamples, target: InstanceTarget) -> RegionSamples:
+    """The regions that lie on an object which has a mask."""
+    if target.masks is None:
+        return RegionSamples(sample.boxes[:0], sample.matched[:0], sample.labels[:0])
+    return sample.on(target.masks.flatten(1).any(1))
+
+
+def crop_masks(masks: Tensor | None, sample: RegionSamples, size: int) -> Tensor:
+    """The mask of each region's object, cropped to the region and resampled to (n, size, size), float in 0 ... 1."""
+    if masks is None or not len(sample.boxes):
+        return sample.boxes.new_zeros(0, size, size)
+    # In float a mask is four times as large, so only those that are learnt from.
+    used, index = sample.matched.unique(return_inverse=True)
+    rois = torch.cat((index[:, None].to(sample.boxes), sample.boxes), 1)
+    return roi_align(masks[used][:, None].to(rois), rois, size)[:, 0]

@@ -1,0 +1,141 @@
+"""Region proposal network (Ren et al., NeurIPS 2015) on a feature pyramid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
+
+from visionkit.layers.boxes import cell_anchors, decode, encode, grid_anchors, match, sample
+from visionkit.types import Features, FeatureSpec, ImageInfo, InstanceTarget, Output
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """The anchors of each level, (A, 4): the same ones for every image of a batch."""
+
+    levels: tuple[Tensor, ...]
+
+
+@dataclass
+class RPNOutput(Output):
+    """What the network says of every anchor, a level an item.
+
+    Attributes:
+        objectness: logits (B, A).
+        deltas: (B, A, 4), from the anchor to the object.
+        anchors: shared by the images.
+        info: one an image.
+    """
+
+    objectness: tuple[Tensor, ...]
+    deltas: tuple[Tensor, ...]
+    anchors: Anchors
+    info: list[ImageInfo]
+
+
+class RPN(nn.Module):
+    """Scores and regresses anchors on each level by the same small network.
+
+    Args:
+        spec: of the backbone and neck.
+        levels: names of the levels.
+        sizes: anchor sizes in pixels, a tuple for each level; all of one length.
+        ratios: height / width of the anchors.
+        convs: number of 3 x 3 convolutions.
+        iou: below the first an anchor is background, from the second on it is an object.
+        samples: anchors that are learnt from, an image.
+        positives: largest share of them that lies on objects.
+        beta: where the regression loss turns from square to linear.
+        nms: IoU from which the weaker of two proposals of a level is dropped.
+        score: proposals below it are dropped.
+    """
+
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        levels: Sequence[str],
+        sizes: Sequence[Sequence[float]],
+        ratios: Sequence[float],
+        *,
+        convs: int,
+        iou: tuple[float, float],
+        samples: int,
+        positives: float,
+        beta: float,
+        nms: float,
+        score: float,
+    ) -> None:
+        super().__init__()
+        if len(sizes) != len(levels) or len({len(size) for size in sizes}) != 1:
+            raise ValueError(f"anchor_sizes must hold equally many sizes for each of the {len(levels)} levels, "
+                             f"not {[len(size) for size in sizes]}")  # fmt: skip
+        channels = spec[levels[0]].channels
+        self.conv = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(convs))
+        self.objectness = nn.Conv2d(channels, len(sizes[0]) * len(ratios), 1)
+        self.deltas = nn.Conv2d(channels, len(sizes[0]) * len(ratios) * 4, 1)
+        for layer in (*self.conv, self.objectness, self.deltas):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+        self.levels = tuple(levels)
+        self.sizes, self.ratios = sizes, ratios
+        self.iou, self.samples, self.positives, self.beta = iou, samples, positives, beta
+        self.nms, self.score = nms, score
+
+    def forward(self, features: Features, size: tuple[int, int], info: Sequence[ImageInfo]) -> RPNOutput:
+        """Every level of ``features`` for images that are padded to ``size`` (height, width)."""
+        objectness, deltas, anchors = [], [], []
+        for name, sizes in zip(self.levels, self.sizes):
+            x = features[name]
+            for conv in self.conv:
+                x = F.relu(conv(x))
+            objectness.append(self.objectness(x).permute(0, 2, 3, 1).flatten(1).float())
+            deltas.append(self.deltas(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4).float())
+            rows, columns = x.shape[-2:]
+            # Measured, as torchvision's weights expect it: a level of 13 rows for 800 pixels has stride 61, not 64.
+            cell = cell_anchors(sizes, self.ratios).to(x.device)
+            anchors.append(grid_anchors(cell, (rows, columns), (size[0] // rows, size[1] // columns)))
+        return RPNOutput(tuple(objectness), tuple(deltas), Anchors(tuple(anchors)), list(info))
+
+    @torch.no_grad()
+    def propose(self, out: RPNOutput, *, before_nms: int, after_nms: int) -> list[Tensor]:
+        """Boxes (n, 4) of each image in input pixels, clipped to it, best first.
+
+        Args:
+            before_nms: the best anchors of each level that are looked at.
+            after_nms: the best proposals of all levels together that are kept.
+        """
+        found = []
+        for level, (objectness, deltas, anchors) in enumerate(zip(out.objectness, out.deltas, out.anchors.levels)):
+            score, index = objectness.topk(min(before_nms, objectness.shape[1]), dim=1)
+            boxes = decode(deltas.gather(1, index[..., None].expand(-1, -1, 4)), anchors[index])
+            found.append((boxes, score.sigmoid(), torch.full_like(index, level)))
+        all_boxes, all_scores, all_levels = (torch.cat(part, 1) for part in zip(*found))
+        proposals = []
+        for info, boxes, scores, levels in zip(out.info, all_boxes, all_scores, all_levels):
+            boxes = clip_boxes_to_image(boxes, info.size)
+            keep = remove_small_boxes(boxes, 1e-3)
+            keep = keep[scores[keep] >= self.score]
+            keep = keep[batched_nms(boxes[keep], scores[keep], levels[keep], self.nms)]
+            proposals.append(boxes[keep[:after_nms]])
+        return proposals
+
+    def losses(self, out: RPNOutput, targets: Sequence[InstanceTarget]) -> tuple[Tensor, Tensor]:
+        """Objectness (binary cross-entropy) and regression (smooth L1 of the positives), both a mean over all samples."""
+        anchors = torch.cat(out.anchors.levels)
+        logits, truths, deltas, aims = [], [], [], []
+        for objectness, delta, target in zip(torch.cat(out.objectness, 1), torch.cat(out.deltas, 1), targets):
+            matched = match(anchors, target.boxes, target.crowd, low=self.iou[0], high=self.iou[1], best_of_each=True)
+            positive, negative = sample(matched, self.samples, self.positives)
+            logits.append(objectness[torch.cat((positive, negative))])
+            truths.append(torch.cat((torch.ones_like(objectness[positive]), torch.zeros_like(objectness[negative]))))
+            deltas.append(delta[positive])
+            aims.append(encode(target.boxes[matched[positive]], anchors[positive]))
+        count = max(1, sum(map(len, logits)))
+        objectness_loss = F.binary_cross_entropy_with_logits(torch.cat(logits), torch.cat(truths), reduction="sum")
+        delta_loss = F.smooth_l1_loss(torch.cat(deltas), torch.cat(aims), beta=self.beta, reduction="sum")
+        return objectness_loss / count, delta_loss / count

@@ -1,0 +1,30 @@
+"""``visionkit import-weights``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    name: Annotated[str, typer.Argument(help="Whose weights, such as torchvision/maskrcnn_resnet50_fpn.")],
+    file: Annotated[Path, typer.Argument(help="A state dict: .pth, .pt or .safetensors.")],
+    out: Annotated[Path, typer.Option(help="The run folder to make.")],
+    plugin: Annotated[list[str] | None, typer.Option(metavar="FILE.py", help="Load a plugin from a file.")] = None,
+) -> None:
+    """Make a run folder from weights that were trained elsewhere, ready for predict and eval."""
+    from visionkit.errors import RunError
+    from visionkit.model.importing import import_model
+    from visionkit.model.run import write_run
+    from visionkit.plugins import PluginManager
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{out} exists already; give --out a new folder")
+    plugins = PluginManager(files=plugin or [])
+    importer = plugins.load("importer", name)()
+    pipeline, model = import_model(importer, file, plugins)
+    write_run(out, pipeline, importer.labels, model)
+    parameters = sum(p.numel() for p in model.parameters())
+    typer.echo(f"{name}: {parameters:,} parameters, heads {', '.join(pipeline.heads)}; run folder: {out}")

@@ -1,0 +1,122 @@
+"""Boxes, ``(N, 4)`` of left, top, right, bottom in pixels: anchors, their regression code, and what they learn from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_area, box_iou
+
+LARGEST_LOG_SCALE = math.log(1000.0 / 16)
+"""A decoded side is at most 62.5 times the anchor's, so that ``exp`` cannot overflow."""
+
+
+def cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
+    """Anchors around the origin: each of ``sizes`` (root of the area, pixels) in each of ``ratios`` (height / width).
+
+    Returns:
+        (len(ratios) * len(sizes), 4), ratios varying slowest, rounded to whole pixels as trained weights expect it.
+    """
+    heights = torch.tensor(ratios, dtype=torch.float32).sqrt()
+    size = torch.tensor(sizes, dtype=torch.float32)
+    w, h = (size / heights[:, None]).flatten(), (size * heights[:, None]).flatten()
+    return (torch.stack((-w, -h, w, h), 1) / 2).round()
+
+
+def grid_anchors(cell: Tensor, grid: tuple[int, int], stride: tuple[int, int]) -> Tensor:
+    """``cell`` (A, 4) at the top left corner of every cell of a ``grid`` (rows, columns): (rows * columns * A, 4)."""
+    y = torch.arange(grid[0], device=cell.device, dtype=cell.dtype) * stride[0]
+    x = torch.arange(grid[1], device=cell.device, dtype=cell.dtype) * stride[1]
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    return (torch.stack((x, y, x, y), -1).view(-1, 1, 4) + cell).view(-1, 4)
+
+
+def _centres(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    size = boxes[..., 2:] - boxes[..., :2]
+    return boxes[..., :2] + 0.5 * size, size
+
+
+def encode(boxes: Tensor, anchors: Tensor, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
+    """Deltas (..., 4) that take ``anchors`` to ``boxes``: shift of the centre in sides of the anchor, log of the scale.
+
+    The code of Girshick et al., CVPR 2014, appendix C; ``weights`` multiply dx, dy, dw, dh.
+    """
+    centre, size = _centres(boxes)
+    anchor_centre, anchor_size = _centres(anchors)
+    deltas = torch.cat(((centre - anchor_centre) / anchor_size, (size / anchor_size).log()), -1)
+    return deltas * torch.tensor(tuple(weights), dtype=deltas.dtype, device=deltas.device)
+
+
+def decode(deltas: Tensor, anchors: Tensor, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
+    """Boxes (..., 4): the inverse of :func:`encode`, with the growth of a side limited."""
+    deltas = deltas / torch.tensor(tuple(weights), dtype=deltas.dtype, device=deltas.device)
+    anchor_centre, anchor_size = _centres(anchors)
+    centre = deltas[..., :2] * anchor_size + anchor_centre
+    half = 0.5 * deltas[..., 2:].clamp(max=LARGEST_LOG_SCALE).exp() * anchor_size
+    return torch.cat((centre - half, centre + half), -1)
+
+
+def covered(boxes: Tensor, regions: Tensor) -> Tensor:
+    """Share of each box's own area that lies inside each region: (boxes, regions)."""
+    low = torch.maximum(boxes[:, None, :2], regions[:, :2])
+    high = torch.minimum(boxes[:, None, 2:], regions[:, 2:])
+    return (high - low).clamp(min=0).prod(-1) / box_area(boxes).clamp(min=1e-6)[:, None]
+
+
+OBJECTLESS = -1
+IGNORED = -2
+
+
+def match(
+    boxes: Tensor,
+    objects: Tensor,
+    crowd: Tensor,
+    *,
+    low: float,
+    high: float,
+    best_of_each: bool = False,
+    crowd_share: float = 0.7,
+) -> Tensor:
+    """Which object each box learns from.
+
+    Args:
+        boxes: (N, 4) anchors or proposals.
+        objects: (M, 4) annotated boxes.
+        crowd: (M,) bool; those match nothing, and a box that lies in one by ``crowd_share`` is ignored unless it has
+            an object of its own.
+        low, high: IoU from ``high`` on is a match, below ``low`` is background, between them is ignored.
+        best_of_each: every object also gets the boxes with which its IoU is highest, however low.
+
+    Returns:
+        (N,) int64 index of an object, ``OBJECTLESS`` (-1: background) or ``IGNORED`` (-2).
+    """
+    matched = torch.full((len(boxes),), OBJECTLESS, dtype=torch.int64, device=boxes.device)
+    if crowd.any():
+        matched[(covered(boxes, objects[crowd]) >= crowd_share).any(1)] = IGNORED
+    if crowd.all() or not len(boxes):
+        return matched
+    iou = box_iou(objects, boxes)
+    iou[crowd] = -1.0
+    value, index = iou.max(0)
+    matched[(value >= low) & (value < high)] = IGNORED
+    hit = value >= high
+    if best_of_each:
+        best = iou.amax(1, keepdim=True)
+        hit |= ((iou == best) & (best > 0)).any(0)
+    return torch.where(hit, index, matched)
+
+
+def sample(matched: Tensor, count: int, positive_share: float) -> tuple[Tensor, Tensor]:
+    """Indices of a random choice of at most ``count`` boxes: (those with an object, those of the background).
+
+    At most ``positive_share`` of ``count`` have an object; background fills up the rest. Ignored ones are never chosen.
+    """
+    positive, negative = (matched >= 0).nonzero()[:, 0], (matched == OBJECTLESS).nonzero()[:, 0]
+    positive = _choose(positive, int(count * positive_share))
+    return positive, _choose(negative, count - len(positive))
+
+
+def _choose(index: Tensor, count: int) -> Tensor:
+    return index if len(index) <= count else index[torch.randperm(len(index), device=index.device)[:count]]

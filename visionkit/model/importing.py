@@ -1,0 +1,110 @@
+"""Weights that were trained elsewhere: from a foreign state dict to a model of ours."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from visionkit.errors import UserError
+from visionkit.types import LabelSet
+
+if TYPE_CHECKING:
+    from visionkit.config import Pipeline
+    from visionkit.model.graph import MultiTaskModel
+    from visionkit.plugins import PluginManager
+
+
+class Importer(ABC):
+    """Knows one foreign model; built without arguments.
+
+    Class attributes:
+        pipeline: YAML of the same model here, with the transforms of its evaluation and without sources.
+        labels: by head, the classes that the weights know.
+    """
+
+    pipeline: ClassVar[str]
+    labels: ClassVar[Mapping[str, LabelSet]]
+
+    @abstractmethod
+    def convert(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors under the names that they have here: ``backbone.*``, ``neck.*``, ``heads.NAME.*``.
+
+        What is missing or misshapen is found when they are loaded; :func:`rename` finds what is surplus.
+
+        Raises:
+            UserError: a tensor that the foreign model does not have.
+        """
+
+
+def rename(state: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> dict[str, Tensor]:
+    """``state`` with the beginnings of its names replaced; the longest one that fits counts.
+
+    Raises:
+        UserError: names with none of these beginnings (the first few are listed), or two that become one.
+    """
+    renamed: dict[str, Tensor] = {}
+    strangers = []
+    for name, tensor in state.items():
+        fitting = [prefix for prefix in prefixes if name.startswith(prefix)]
+        if not fitting:
+            strangers.append(name)
+            continue
+        longest = max(fitting, key=len)
+        new = prefixes[longest] + name.removeprefix(longest)
+        if new in renamed:
+            raise UserError(f"tensor '{name}' is there twice, under an old and a new name")
+        renamed[new] = tensor
+    if strangers:
+        more = f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""
+        raise UserError(f"tensors of another model: {', '.join(strangers[:3])}{more}")
+    return renamed
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a ``.safetensors`` file, or of one that ``torch.save`` wrote (nothing else in it is ever run).
+
+    A checkpoint that holds its weights under ``model`` or ``state_dict`` is understood.
+
+    Raises:
+        UserError: no such file, or none that holds a state dict.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights file")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes pickle, zip and safetensors raise whatever they like
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: cannot be read as weights: {reason}") from None
+    if isinstance(state, dict):
+        state = next((state[key] for key in ("model", "state_dict") if isinstance(state.get(key), dict)), state)
+    if not isinstance(state, dict) or not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise UserError(f"{path}: holds no state dict (names and tensors)")
+    return dict(state)
+
+
+def import_model(importer: Importer, path: Path, plugins: PluginManager) -> tuple[Pipeline, MultiTaskModel]:
+    """The model of an importer with the weights of a file, in evaluation mode.
+
+    Raises:
+        UserError: tensors are missing, surplus or of the wrong shape; the first few are named.
+    """
+    from visionkit.config import parse_pipeline
+    from visionkit.model.build import build_model
+    from visionkit.model.run import load_state
+
+    state = read_state(path)
+    try:
+        state = importer.convert(state)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    pipeline = parse_pipeline(importer.pipeline, type(importer).__name__)
+    model = build_model(pipeline, plugins, importer.labels)
+    load_state(model, state, str(path))
+    return pipeline, model.eval()
