@@ -1,0 +1,102 @@
+"""What all heads that give a class to every pixel share: upsampling, the loss, and the label map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from visionkit.types import IGNORE, Batch, ImageInfo, SemanticPrediction, SemanticTarget
+
+_AT_ONCE = 1 << 21  # pixels x classes that prediction upsamples at once: 8 MB of float32
+
+
+def resample(x: Tensor, size: tuple[int, int], scale: tuple[float, float]) -> Tensor:
+    """Bilinear resampling by exactly ``scale`` (height, width), cut off at (or continued to) ``size``.
+
+    Cell (0, 0) has its corner on the image's (``align_corners=False``). ``F.interpolate`` takes either a size or a
+    scale, and where sizes were rounded up both matter.
+
+    Args:
+        x: (B, C, h, w).
+        size: (height, width) of the result.
+        scale: result pixels per cell of ``x``.
+    """
+    return torch.ops.aten.upsample_bilinear2d(x, list(size), False, scale[0], scale[1])
+
+
+def stack_labels(targets: Sequence[SemanticTarget], size: tuple[int, int]) -> Tensor:
+    """Label maps of differing sizes as one int64 tensor (B, height, width), padded with ``IGNORE``."""
+    height, width = size
+    return torch.stack(
+        [F.pad(t.labels, (0, width - t.labels.shape[1], 0, height - t.labels.shape[0]), value=IGNORE) for t in targets]
+    ).long()
+
+
+def semantic_cross_entropy(
+    logits: Tensor, batch: Batch[SemanticTarget], *, stride: int = 1, weight: Tensor | None = None
+) -> Tensor:
+    """Softmax cross-entropy, averaged over the labelled pixels of the batch; 0 where there is none.
+
+    Args:
+        logits: (B, classes, h, w), each cell ``stride`` input pixels a side; upsampled to the input first.
+        batch: with targets of ``info.size``.
+        stride: input pixels per cell.
+        weight: (classes,) weight of each class; the mean is then a weighted one.
+    """
+    height, width = batch.images.shape[-2:]
+    if logits.shape[-2:] != (height, width):
+        logits = resample(logits, (height, width), (stride, stride))
+    labels = stack_labels(batch.targets, (height, width))
+    total = F.cross_entropy(logits.float(), labels, weight=weight, ignore_index=IGNORE, reduction="sum")
+    if weight is None:
+        return total / (labels != IGNORE).sum().clamp(min=1)
+    counted = weight[labels.where(labels != IGNORE, 0)] * (labels != IGNORE)
+    return total / counted.sum().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def semantic_predictions(logits: Tensor, batch: Batch, *, stride: int = 1) -> list[SemanticPrediction]:
+    """The most likely class of every pixel of the original images.
+
+    Padding is cut off, and logits (not labels) are resampled bilinearly to the original size in one step. Only a band
+    of one image is ever held at full size, so a large image with many classes needs little memory.
+
+    Args:
+        logits: (B, classes, h, w), each cell ``stride`` input pixels a side.
+        batch: the images' sizes and geometry.
+        stride: input pixels per cell.
+    """
+    return [SemanticPrediction(_label_map(one, info, stride)) for one, info in zip(logits.detach(), batch.info)]
+
+
+def _label_map(logits: Tensor, info: ImageInfo, stride: int) -> Tensor:
+    """(H, W) uint8 from logits (classes, h, w); classes innermost and a few rows at a time, to stay in the cache."""
+    a, b, tx, c, d, ty = info.affine
+    height, width = info.original_size
+    if not (b == c == tx == 0 and a > 0):
+        return _label_map_by_lookup(logits, info, stride)
+    x = logits.permute(1, 2, 0).float().contiguous()
+    y = (((torch.arange(height, device=x.device) + 0.5) * d + ty) / stride - 0.5).clamp(0, len(x) - 1)
+    above = y.long()
+    below, share = (above + 1).clamp(max=len(x) - 1), (y - above)[:, None, None]
+    labels = torch.empty(info.original_size, dtype=torch.uint8, device=x.device)
+    step = max(1, _AT_ONCE // (width * x.shape[2]))
+    for top in range(0, height, step):
+        band = slice(top, top + step)
+        rows = torch.lerp(x[above[band]], x[below[band]], share[band])  # (rows, w, classes)
+        rows = resample(rows[:, None].permute(0, 3, 1, 2), (1, width), (1, stride / a))
+        labels[band] = rows.argmax(1)[:, 0]
+    return labels
+
+
+def _label_map_by_lookup(logits: Tensor, info: ImageInfo, stride: int) -> Tensor:
+    """The same for any other geometry (mirrored, shifted, turned): look up where every original pixel centre lies."""
+    a, b, tx, c, d, ty = info.affine
+    height, width = info.original_size
+    x = torch.arange(width, device=logits.device) + 0.5
+    y = (torch.arange(height, device=logits.device) + 0.5)[:, None]
+    cells = torch.stack(((a * x + b * y + tx) / logits.shape[2], (c * x + d * y + ty) / logits.shape[1]), -1) / stride
+    maps = F.grid_sample(logits[None].float(), cells[None] * 2 - 1, padding_mode="border", align_corners=False)
+    return maps[0].argmax(0).to(torch.uint8)
