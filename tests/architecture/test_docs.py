@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import re
+import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+import yaml
 from pydantic import TypeAdapter
+from typer.main import get_command
 
+from visionkit import hookspecs
+from visionkit.cli import COMMANDS, build_app
+from visionkit.config import check_arguments, load_pipeline, parse_pipeline
 from visionkit.config import pipeline as models
+from visionkit.plugins import PluginManager
+from visionkit.train import train
 
 # -- the pipeline reference
 
@@ -94,3 +103,111 @@ def test_every_key_of_a_pipeline_is_documented_with_its_type_and_default(
 
 def test_every_section_is_documented(pipeline_page: dict[str, dict[str, tuple[str, str]]]) -> None:
     assert {name.split(".")[0] for name in pipeline_page} == set(models.SECTIONS)
+
+
+# -- pages and the code in them
+
+
+def pages(root: Path) -> list[Path]:
+    """Every page that is written by hand."""
+    return [*root.glob("*.md"), *(p for p in (root / "docs").rglob("*.md") if not p.parent.name.startswith("_"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The code blocks of a page that are in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S)
+
+
+def test_links_between_pages_lead_somewhere(repository: Path) -> None:
+    broken = [
+        f"{page.relative_to(repository)}: {link}"
+        for page in pages(repository)
+        for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
+        if "://" not in link and not (page.parent / link).exists()
+    ]
+    assert broken == []
+
+
+def test_every_hook_is_documented_with_its_arguments(repository: Path) -> None:
+    text = (repository / "docs/reference/hooks.md").read_text()
+    documented = dict(re.findall(r"^##+ `(\w+)\((.*)\)`$", text, re.M))
+    hooks = {name: hook for name, hook in vars(hookspecs).items() if hasattr(hook, "visionkit_spec")}
+    assert documented == {name: ", ".join(inspect.signature(hook).parameters) for name, hook in hooks.items()}
+    for kind in get_args(hookspecs.Kind):
+        assert f"`{kind}`" in text
+
+
+def test_every_component_and_command_is_named_in_the_readme(repository: Path) -> None:
+    text = (repository / "README.md").read_text()
+    names = [c.component.name for c in PluginManager().components() if c.distribution == "visionkit"]
+    names = [n for n in names if "/" not in n and n != "fixed"]  # importers are named by what they import
+    assert [name for name in [*names, *COMMANDS] if f"`{name}`" not in text] == []
+
+
+def commands_in(page: Path) -> list[list[str]]:
+    """The command lines of visionkit in a page, as words."""
+    lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("visionkit ")]
+
+
+def test_command_lines_are_understood(repository: Path) -> None:
+    group: Any = get_command(build_app())
+    wrong = []
+    for page in pages(repository):
+        for name, *arguments in commands_in(page):
+            try:
+                group.commands[name].make_context(name, arguments)
+            except Exception as error:
+                wrong.append(f"{page.relative_to(repository)}: {name} {' '.join(arguments)}: {error}")
+    assert wrong == []
+
+
+def test_pipelines_are_valid(repository: Path) -> None:
+    plugins, seen = PluginManager(), 0
+    for page in pages(repository):
+        for block in blocks(page, "yaml"):
+            if block.startswith("backbone:"):  # a whole one
+                check_arguments(parse_pipeline(block, str(page.relative_to(repository))), plugins)
+                seen += 1
+    assert seen >= 3
+
+
+def is_part_of(part: Any, whole: Any) -> bool:
+    """Whether ``whole`` says all that ``part`` says."""
+    if isinstance(part, dict) and isinstance(whole, dict):
+        return all(key in whole and is_part_of(value, whole[key]) for key, value in part.items())
+    return part == whole
+
+
+def test_the_readme_shows_the_demo_as_it_is(repository: Path) -> None:
+    (shown,) = (yaml.safe_load(b) for b in blocks(repository / "README.md", "yaml") if b.startswith("backbone:"))
+    shipped = yaml.safe_load((repository / "pipelines/demo.yaml").read_text())
+    assert {key: value for key, value in shown.items() if not is_part_of(value, shipped.get(key))} == {}
+
+
+PIPELINE = """
+backbone: {name: timm, model: resnet10t}
+heads:
+  objects: {name: count, hidden: 8}
+sources:
+  shapes:
+    name: shapes
+    train: {images: 4, seed: 0, size: 64}
+    val: {images: 2, seed: 1, size: 64}
+train: {steps: 2, batch_size: 2, workers: 0}
+"""
+
+
+def test_the_head_of_the_guide_trains_and_is_judged(repository: Path, tmp_path: Path) -> None:
+    page = repository / "docs/how-to/write-a-head.md"
+    (code,) = (block for block in blocks(page, "python") if block.startswith("# count.py"))
+    (tmp_path / "count.py").write_text(code)
+    (tmp_path / "counting.yaml").write_text(PIPELINE)
+    plugins = PluginManager(files=[str(tmp_path / "count.py")])
+    assert plugins.problems == []
+
+    metrics = train(load_pipeline(str(tmp_path / "counting.yaml")), plugins, tmp_path / "run")
+
+    assert set(metrics) == {"shapes/objects/MAE"}
+    assert 0 < metrics["shapes/objects/MAE"] < 20
+    assert len(list((tmp_path / "run/pictures/shapes").glob("*.jpg"))) == 2
