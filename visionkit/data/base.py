@@ -21,18 +21,20 @@ class Sample:
         info: kept in step with the image by every transform.
         targets: by task, in pixels of ``image`` and in the labels of its source; a task that is not annotated here is
             absent. Tasks that look at the same objects (boxes, masks, keypoints) share one target object.
+        swaps: pairs of keypoint indices that change places when the image is mirrored.
     """
 
     image: Tensor
     info: ImageInfo
     targets: dict[str, Target] = field(default_factory=dict)
+    swaps: tuple[tuple[int, int], ...] = ()
 
 
 class Source(ABC):
     """A data set: so many images, each labelled for some tasks.
 
-    A source is built in the main process and handed to the worker processes, so it holds annotations, not images, and no
-    open files.
+    A source is built in the main process and handed to the worker processes, so it holds annotations, not images,
+    and no open files.
 
     Attributes:
         labels: by task, the label set that its targets are in; the keys are the tasks it is labelled for.
@@ -74,8 +76,8 @@ class Source(ABC):
 class Transform(ABC):
     """One step of augmentation: a sample in, a new sample out.
 
-    Random numbers come from torch's and NumPy's global generators, which the loader seeds anew for every sample, so that
-    a sample depends on the run's seed and its place in the run alone, never on the worker that made it.
+    Random numbers come from torch's and NumPy's global generators, which the loader seeds anew for every sample, so
+    that a sample depends on the run's seed and its place in the run alone, never on the worker that made it.
     """
 
     @abstractmethod
