@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from visionkit.cli.options import Overrides, plugin_manager
+
 
 def command(
     out: Annotated[Path, typer.Option(help="Run folder; an earlier demo there is replaced.")] = Path("runs/demo"),
-    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key.")] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Train four heads on drawn scenes from nothing, in a few minutes on a CPU."""
     import shutil
@@ -19,7 +21,6 @@ def command(
     from visionkit.cli.tables import print_metrics
     from visionkit.config import load_pipeline
     from visionkit.errors import RunError
-    from visionkit.plugins import PluginManager
     from visionkit.train import train
 
     started = time.perf_counter()
@@ -27,7 +28,7 @@ def command(
         if not (out / "pipeline.yaml").is_file():
             raise RunError(f"{out} exists and is no run folder; choose another --out")
         shutil.rmtree(out)
-    metrics = train(load_pipeline("demo", overrides or []), PluginManager(), out)
+    metrics = train(load_pipeline("demo", overrides or []), plugin_manager(None), out)
     print_metrics(metrics)
     pictures = sorted((out / "pictures").rglob("*.jpg"))
     typer.echo(f"{time.perf_counter() - started:.0f} s in all")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from visionkit.cli.options import JsonFile, Overrides, PluginFiles, plugin_manager, write_text
+
 
 def command(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
@@ -14,9 +16,9 @@ def command(
         str | None, typer.Option(help="Take sources and evaluation from this pipeline instead of the run's own.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where predictions and pictures go; the run folder.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the metrics here.")] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key.")] = None,
-    plugin: Annotated[list[str] | None, typer.Option(metavar="FILE.py", help="Load a plugin from a file.")] = None,
+    json_file: JsonFile = None,
+    overrides: Overrides = None,
+    plugin: PluginFiles = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
 ) -> None:
     """Evaluate a run with the official metric of every head."""
@@ -30,9 +32,8 @@ def command(
     from visionkit.evaluate.runner import evaluate_model
     from visionkit.infer import pick_device
     from visionkit.model.run import load_model, write_atomically
-    from visionkit.plugins import PluginManager
 
-    plugins = PluginManager(files=plugin or [])
+    plugins = plugin_manager(plugin)
     loaded = load_model(run, plugins, () if pipeline else tuple(overrides or ()))
     description = loaded.pipeline
     if pipeline:
@@ -51,5 +52,5 @@ def command(
     text = json.dumps(metrics, indent=1)
     write_atomically((out or run) / "metrics.json", text)
     if json_file:
-        write_atomically(json_file, text)
+        write_text(json_file, text)
     print_metrics(metrics)

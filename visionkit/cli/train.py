@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
+from visionkit.cli.options import Overrides, PipelineName, PluginFiles, plugin_manager
+
 
 def command(
-    pipeline: Annotated[str, typer.Argument(help="A pipeline file, or the name of a shipped one.")],
+    pipeline: PipelineName,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME if not given.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
-    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key.")] = None,
-    plugin: Annotated[list[str] | None, typer.Option(metavar="FILE.py", help="Load a plugin from a file.")] = None,
+    overrides: Overrides = None,
+    plugin: PluginFiles = None,
     accelerator: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
     devices: Annotated[int, typer.Option(help="Processes on this machine.")] = 1,
     nodes: Annotated[int, typer.Option(help="Machines, each started by torchrun.")] = 1,
@@ -21,12 +23,11 @@ def command(
     """Train all heads of a pipeline together, and evaluate them."""
     from visionkit.cli.tables import print_metrics
     from visionkit.config import load_pipeline
-    from visionkit.plugins import PluginManager
     from visionkit.train import train
 
     description = load_pipeline(pipeline, overrides or [])
     folder = out or Path("runs") / description.name
-    plugins = PluginManager(files=plugin or [])
+    plugins = plugin_manager(plugin)
     metrics = train(
         description, plugins, folder, resume=resume, accelerator=accelerator, devices=devices, nodes=nodes
     )

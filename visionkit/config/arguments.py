@@ -20,8 +20,8 @@ from visionkit.errors import PipelineError, PluginError, UserError
 from visionkit.plugins import PluginManager, explain
 
 # What the core hands to a constructor of each kind: how many positional arguments, and which named ones.
-_POSITIONAL = {"neck": 1, "head": 2, "evaluator": 2}
-_NAMED = {"backbone": {"levels"}, "neck": {"levels"}}
+_POSITIONAL = {"neck": 1, "head": 2, "evaluator": 2, "balancer": 1}
+_NAMED = {"backbone": {"levels"}, "neck": {"levels"}, "evaluator": {"label_map"}}
 
 
 def build_component(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -18,14 +18,13 @@ if TYPE_CHECKING:
     from visionkit.plugins import PluginManager
 
 
-def build_sources(pipeline: Pipeline, plugins: PluginManager, split: str) -> dict[str, Source]:
+def build_sources(pipeline: Pipeline, plugins: PluginManager, split: Literal["train", "val"]) -> dict[str, Source]:
     """The sources of a pipeline that have this split (``train`` or ``val``)."""
     sources: dict[str, Source] = {}
     for name, config in pipeline.sources.items():
-        own = getattr(config, split)
-        if own is None:
+        component = config.split(split)
+        if component is None:
             continue
-        component = ComponentConfig(name=config.name, args={**config.args, **own}, at=("sources", name, split))
         source = build_component(plugins, "source", component, pipeline)
         if not isinstance(source, Source):
             raise pipeline.fail(config.at, f"'{config.name}' is a {type(source).__name__}, not a Source")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -182,7 +183,9 @@ def _evaluators(
     label_map = pipeline.sources[feed.name].labels
     built = []
     for config in configs:
-        extra = {"label_map": label_map} if label_map else {}
+        # Targets come relabelled; only an evaluator that reads the annotation file itself needs the map.
+        takes_map = "label_map" in inspect.signature(plugins.load("evaluator", config.name)).parameters
+        extra = {"label_map": label_map} if label_map and takes_map else {}
         evaluator = build_component(plugins, "evaluator", config, pipeline, feed.source, labels[head], **extra)
         if not issubclass(model.head(head).makes, evaluator.reads):
             raise pipeline.fail(

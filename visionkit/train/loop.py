@@ -146,7 +146,7 @@ class Training:
         if train.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if train.init:
-            load_state(model, load_weights(Path(train.init)), train.init)
+            load_state(model, load_weights(initial_weights(train.init)), train.init)
         freeze_parts(model, pipeline)
         heads = {name: tuple(model.head(name).loss_names) for name in model.order}
         self.balancer: Balancer = build_component(plugins, "balancer", train.balancer, pipeline, heads)
@@ -326,6 +326,12 @@ class _Log:
         self.file.close()
         if self.board:
             self.board.close()
+
+
+def initial_weights(init: str) -> Path:
+    """The weights file that ``train.init`` names: itself, or that of a run folder."""
+    path = Path(init)
+    return RunFolder(path).weights_file if path.is_dir() else path
 
 
 def _tensorboard(run: Run) -> Any:

@@ -96,7 +96,7 @@ def learning_rate(train: TrainConfig, step: int) -> float:
         factor = schedule.final + (1.0 - schedule.final) * (1.0 - done) ** schedule.power
     else:
         factor = 1.0
-    if warmup is not None and step < warmup.steps:
+    if step < warmup.steps:
         factor *= warmup.factor + (1.0 - warmup.factor) * step / warmup.steps
     return float(train.optimizer.lr) * factor
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -52,7 +52,8 @@ def validate(pipeline: Pipeline, plugins: PluginManager, *, all_images: bool = F
     yield attempt("arguments", lambda: (check_arguments(pipeline, plugins), "every key is known and well typed"))
     if "arguments" not in found:
         return
-    for split in ("train", "val"):
+    splits: tuple[Literal["train", "val"], ...] = ("train", "val")
+    for split in splits:
         yield attempt(f"annotations ({split})", lambda split=split: _sources(pipeline, plugins, split))  # type: ignore[misc]
     training: dict[str, Source] = found.get("annotations (train)", {})
     held_out: dict[str, Source] = found.get("annotations (val)", {})
@@ -77,7 +78,7 @@ def validate(pipeline: Pipeline, plugins: PluginManager, *, all_images: bool = F
                 yield attempt(f"every image of '{name}' ({split})", lambda source=source: _decode_all(source))  # type: ignore[misc]
 
 
-def _sources(pipeline: Pipeline, plugins: PluginManager, split: str) -> tuple[dict[str, Source], str]:
+def _sources(pipeline: Pipeline, plugins: PluginManager, split: Literal["train", "val"]) -> tuple[dict[str, Source], str]:
     sources = build_sources(pipeline, plugins, split)
     parts = []
     for name, source in sources.items():
