@@ -106,7 +106,7 @@ def places_below(files: Sequence[Path]) -> list[Path]:
 
 
 def name_files(places: Sequence[Path]) -> list[str]:
-    """What is made of each file is called as the file is, without suffix; with it where two would be called the same."""
+    """What is made of each file is called as the file is, without its suffix unless two would be called the same."""
     bare = [place.with_suffix("").as_posix() for place in places]
     return bare if len(set(bare)) == len(bare) else [place.as_posix() for place in places]
 

@@ -67,20 +67,27 @@ def line(
 
 def rectangle(canvas: np.ndarray, box: Iterable[float], color: Color, width: int, *, dash: float = 0.0) -> None:
     """The edge of a box, drawn on its inside."""
-    x0, y0, x1, y1 = box
-    inset = min(width / 2, (x1 - x0) / 2, (y1 - y0) / 2)
-    x0, y0, x1, y1 = x0 + inset, y0 + inset, x1 - inset, y1 - inset
-    if not dash:
-        cv2.rectangle(canvas, _fixed((x0, y0)), _fixed((x1, y1)), color, width, cv2.LINE_AA, _BITS)
+    if dash:
+        x0, y0, x1, y1 = box
+        inset = min(width / 2, (x1 - x0) / 2, (y1 - y0) / 2)
+        x0, y0, x1, y1 = x0 + inset, y0 + inset, x1 - inset, y1 - inset
+        corners = ((x0, y0), (x1, y0), (x1, y1), (x0, y1))
+        for a, b in zip(corners, corners[1:] + corners[:1]):
+            line(canvas, a, b, color, width, dash=dash)
         return
-    corners = ((x0, y0), (x1, y0), (x1, y1), (x0, y1))
-    for a, b in zip(corners, corners[1:] + corners[:1]):
-        line(canvas, a, b, color, width, dash=dash)
+    left, top, right, bottom = (round(min(max(v, -1e5), 1e5)) for v in box)
+    for x0, y0, x1, y1 in (
+        (left, top, right, min(top + width, bottom)),
+        (left, max(bottom - width, top), right, bottom),
+        (left, top, min(left + width, right), bottom),
+        (max(right - width, left), top, right, bottom),
+    ):
+        canvas[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = color
 
 
-def dot(canvas: np.ndarray, center: Iterable[float], radius: float, color: Color, width: int = -1) -> None:
-    """A disc, or with ``width`` a ring."""
-    cv2.circle(canvas, _fixed(center), round(radius * (1 << _BITS)), color, width, cv2.LINE_AA, _BITS)
+def dot(canvas: np.ndarray, center: Iterable[float], radius: float, color: Color) -> None:
+    """A disc."""
+    cv2.circle(canvas, _fixed(center), round(radius * (1 << _BITS)), color, -1, cv2.LINE_AA, _BITS)
 
 
 def _fixed(point: Iterable[float]) -> tuple[int, int]:

@@ -269,6 +269,6 @@ def _paint_skeleton(canvas: np.ndarray, thing: Drawn, color: Color, scale: int) 
     for i in np.flatnonzero(states > 0):
         own = palette(thing=True)[i % 256]
         paint.dot(canvas, xy[i], radius + 1.2 * u, (20, 20, 20))
-        paint.dot(canvas, xy[i], radius, (255, 255, 255) if states[i] == HIDDEN else own)
+        paint.dot(canvas, xy[i], radius, own)
         if states[i] == HIDDEN:
-            paint.dot(canvas, xy[i], radius, own, max(1, round(radius * 0.45)))
+            paint.dot(canvas, xy[i], radius * 0.55, (255, 255, 255))
