@@ -1,5 +1,49 @@
-"""Official metrics of every kind of prediction."""
+"""Official metrics of every kind of prediction.
 
-from visionkit.evaluate.base import Evaluator
+The names are loaded when they are first used: ``evaluate_coco`` needs no torch, so ``visionkit coco-eval`` starts at
+once.
+"""
 
-__all__ = ["Evaluator"]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_WHERE = {
+    "Evaluator": "visionkit.evaluate.base",
+    "evaluate_coco": "visionkit.evaluate.coco_metrics",
+    "CocoBoxes": "visionkit.evaluate.coco",
+    "CocoMasks": "visionkit.evaluate.coco",
+    "CocoKeypoints": "visionkit.evaluate.coco",
+    "SemanticEvaluator": "visionkit.evaluate.semantic",
+    "evaluate_model": "visionkit.evaluate.runner",
+}
+
+if TYPE_CHECKING:
+    from visionkit.evaluate.base import Evaluator as Evaluator
+    from visionkit.evaluate.coco import CocoBoxes as CocoBoxes
+    from visionkit.evaluate.coco import CocoKeypoints as CocoKeypoints
+    from visionkit.evaluate.coco import CocoMasks as CocoMasks
+    from visionkit.evaluate.coco_metrics import evaluate_coco as evaluate_coco
+    from visionkit.evaluate.runner import evaluate_model as evaluate_model
+    from visionkit.evaluate.semantic import SemanticEvaluator as SemanticEvaluator
+
+__all__ = [
+    "CocoBoxes",
+    "CocoKeypoints",
+    "CocoMasks",
+    "Evaluator",
+    "SemanticEvaluator",
+    "evaluate_coco",
+    "evaluate_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'visionkit.evaluate' has no attribute '{name}'")
+    return getattr(importlib.import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
