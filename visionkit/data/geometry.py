@@ -27,12 +27,10 @@ class Geometry:
         size: height and width of the result.
         mirror: exchange left and right, after the rest.
         swaps: pairs of keypoint indices that change places in the mirror.
-        original: size of the image that the window is cut from.
     """
 
     window: tuple[int, int, int, int]
     size: tuple[int, int]
-    original: tuple[int, int]
     mirror: bool = False
     swaps: tuple[tuple[int, int], ...] = ()
 
@@ -68,14 +66,17 @@ class Geometry:
             values = cv2.resize(values, self.size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
         return cv2.flip(values, 1) if self.mirror else values
 
-    def image(self, image: Tensor) -> Tensor:
-        """An image (3, H, W) uint8 or float32, resized bilinearly; averaged over the area where it shrinks."""
+    def image(self, image: Tensor, *, antialias: bool = True) -> Tensor:
+        """An image (3, H, W) uint8 or float32, resized bilinearly; ``antialias`` where it shrinks."""
         left, top, right, bottom = self.window
-        pixels = as_hwc(image)[top:bottom, left:right]
         height, width = self.size
-        if pixels.shape[:2] != self.size:
-            shrinks = height < bottom - top and width < right - left
-            pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        if antialias and (height < bottom - top or width < right - left):
+            part = image[None, :, top:bottom, left:right]
+            out = F.interpolate(part, size=self.size, mode="bilinear", antialias=True)[0]
+            return out.flip(2) if self.mirror else out
+        pixels = as_hwc(image)[top:bottom, left:right]
+        if pixels.shape[:2] != self.size:  # the same values as torch's, in less than half the time
+            pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
         return from_hwc(cv2.flip(pixels, 1) if self.mirror else np.ascontiguousarray(pixels))
 
     def sample(self, sample: Sample, image: Tensor | None = None) -> Sample:
@@ -153,10 +154,10 @@ def _measure(boxes: Tensor, areas: Tensor, masks: Tensor, cut: Tensor) -> tuple[
     return boxes, areas, seen
 
 
-def whole(sample: Sample, size: tuple[int, int] | None = None, *, mirror: bool = False) -> Geometry:
+def whole_image(sample: Sample, size: tuple[int, int] | None = None, *, mirror: bool = False) -> Geometry:
     """The geometry that keeps the whole image of a sample, resized to ``size``."""
     height, width = sample.image.shape[1:]
-    return Geometry((0, 0, width, height), size or (height, width), (height, width), mirror, sample.swaps)
+    return Geometry((0, 0, width, height), size or (height, width), mirror, sample.swaps)
 
 
 def pad_target(target: Target, size: tuple[int, int]) -> Target:
