@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
+from visionkit.data.coco import CocoSource
+from visionkit.data.images import as_hwc
 from visionkit.draw import (
     class_colors,
     comparison,
@@ -331,3 +334,30 @@ def test_comparison_shows_truth_and_says_when_there_is_none() -> None:
     assert changed(empty, unknown).any()
     color = class_colors([LABELS])["cat"]
     assert (known[-20:] == color).all(2).any()  # in the legend
+
+
+def test_truth_has_its_limbs_whichever_head_comes_first() -> None:
+    mask = np.zeros((400, 400), np.uint8)
+    mask[40:360, 40:360] = 1
+    both = target(mask=mask, points=[[100, 200, 2], [300, 200, 2]])
+    both.masks = None
+    sets = {"boxes": LabelSet(("cat", "dog")), "keypoints": LABELS}
+    picture = draw_prediction(gray(400, 400), {"boxes": both, "keypoints": both}, sets, scale=1)
+    assert changed(gray(400, 400), picture)[199, 120:280].all()
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("file", ["instances.json", "person_keypoints.json"])
+def test_real_targets_change_the_picture_where_there_are_any(real_data: Path, file: str) -> None:
+    folder = real_data / "coco_instances_keypoints"
+    source = CocoSource(images=str(folder / "images"), annotations=str(folder / file))
+    counts = []
+    for index in range(0, len(source), 5):
+        sample = source.load(index, source.tasks)
+        image = as_hwc(sample.image)
+        picture = draw_prediction(image, sample.targets, source.labels, scale=1)
+        found = sample.targets["boxes"]
+        assert isinstance(found, InstanceTarget)
+        assert changed(image, picture).any() == (len(found) > 0)
+        counts.append(len(found))
+    assert max(counts) > 5

@@ -16,6 +16,7 @@ from visionkit.draw.text import Words
 from visionkit.types import (
     BoxPrediction,
     InstanceTarget,
+    KeypointPrediction,
     LabelSet,
     Prediction,
     SemanticPrediction,
@@ -126,7 +127,8 @@ def comparison(
     sets = {head: labels[head] for head in (*targets, *predictions)}
     seen = _seen(targets, labels) | _seen(predictions, labels, min_score)
     classes = {name: color for name, color in class_colors(sets.values()).items() if name in seen}
-    points = {name: palette(thing=True)[i] for s in sets.values() for i, name in enumerate(s.keypoints)}
+    pointed = [sets[h] for items in (targets, predictions) for h, item in items.items() if _has_points(item, min_score)]
+    points = {name: palette(thing=True)[i] for s in pointed for i, name in enumerate(s.keypoints)}
     return np.concatenate((picture, legend(classes, picture.shape[1], paint.text_size(plain), dots=points)))
 
 
@@ -146,3 +148,9 @@ def _seen(
             continue
         names |= {labels[head].names[v] for v in values if v < len(labels[head])}
     return names - {"background"}
+
+
+def _has_points(item: Prediction | Target | None, min_score: float) -> bool:
+    if isinstance(item, InstanceTarget):
+        return item.keypoints is not None and bool((item.keypoints[..., 2] > 0).any())
+    return isinstance(item, KeypointPrediction) and bool((item.scores >= min_score).any())

@@ -159,9 +159,10 @@ def join(groups: Sequence[Sequence[Drawn]]) -> list[Drawn]:
                 joined.append(new)
                 continue
             old = joined[same[0]]
-            points, limbs = (old.points, old.limbs) if old.points is not None else (new.points, new.limbs)
+            points = old.points if old.points is not None else new.points
             mask = old.mask if old.mask is not None else new.mask
-            joined[same[0]] = replace(old, mask=mask, points=points, limbs=limbs, crowd=old.crowd or new.crowd)
+            limbs, crowd = old.limbs or new.limbs, old.crowd or new.crowd
+            joined[same[0]] = replace(old, mask=mask, points=points, limbs=limbs, crowd=crowd)
     return joined
 
 

@@ -44,6 +44,7 @@ def enlarge_labels(label_map: np.ndarray, scale: int) -> np.ndarray:
     best, out = 0.0, np.zeros(())
     for value in np.unique(label_map):
         share = cv2.resize((label_map == value) * np.float32(1), None, fx=scale, fy=scale)
+        share = cv2.GaussianBlur(share, (0, 0), 0.5 * scale)
         out = np.where(share > best, value, out)
         best = np.maximum(share, best)
     return out.astype(np.uint8)
