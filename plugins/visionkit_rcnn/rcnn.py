@@ -109,8 +109,8 @@ class BoxBranch(nn.Module):
 class RCNN(Head):
     """Region proposals, then a class and a refined box for each.
 
-    Within the head class 0 is background, as in torchvision's weights; outside labels start at 0 without it. The defaults
-    are torchvision's, which are the paper's but for ``aligned`` (detectron2 uses ``True``).
+    Within the head class 0 is background, as in torchvision's weights; outside labels start at 0 without it. The
+    defaults are torchvision's, which are the paper's but for ``aligned`` (detectron2 uses ``True``).
 
     Args:
         levels: pyramid levels that the proposal network reads, finest first.

@@ -29,8 +29,8 @@ from visionkit_rcnn.branch import BranchOutput
 class RoIMask(Head):
     """A mask inside each box that another head finds.
 
-    Classes don't compete: each has a sigmoid of its own, and only the one of the object learns. Channel 0 is background and
-    never used; it is there because torchvision's weights have it.
+    Classes don't compete: each has a sigmoid of its own, and only the one of the object learns. Channel 0 is background
+    and never used; it is there because torchvision's weights have it.
 
     Args:
         levels: pyramid levels that are read, finest first.
@@ -120,7 +120,7 @@ def with_mask(sample: RegionSamples, target: InstanceTarget) -> RegionSamples:
     """The regions that lie on an object which has a mask."""
     if target.masks is None:
         return RegionSamples(sample.boxes[:0], sample.matched[:0], sample.labels[:0])
-    return sample.on(target.masks.flatten(1).any(1))
+    return sample.on(target.masks.flatten(1).any(1).bool())
 
 
 def crop_masks(masks: Tensor | None, sample: RegionSamples, size: int) -> Tensor:

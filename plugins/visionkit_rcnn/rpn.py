@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
 from visionkit.layers.boxes import cell_anchors, decode, encode, grid_anchors, match, sample
+from visionkit.layers.roi import common_channels
 from visionkit.types import Features, FeatureSpec, ImageInfo, InstanceTarget, Output
 
 
@@ -74,7 +75,7 @@ class RPN(nn.Module):
         if len(sizes) != len(levels) or len({len(size) for size in sizes}) != 1:
             raise ValueError(f"anchor_sizes must hold equally many sizes for each of the {len(levels)} levels, "
                              f"not {[len(size) for size in sizes]}")  # fmt: skip
-        channels = spec[levels[0]].channels
+        channels = common_channels(spec, levels)
         self.conv = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(convs))
         self.objectness = nn.Conv2d(channels, len(sizes[0]) * len(ratios), 1)
         self.deltas = nn.Conv2d(channels, len(sizes[0]) * len(ratios) * 4, 1)
@@ -125,7 +126,7 @@ class RPN(nn.Module):
         return proposals
 
     def losses(self, out: RPNOutput, targets: Sequence[InstanceTarget]) -> tuple[Tensor, Tensor]:
-        """Objectness (binary cross-entropy) and regression (smooth L1 of the positives), both a mean over all samples."""
+        """Objectness (binary cross-entropy) and regression (smooth L1 of the positives), as means over all samples."""
         anchors = torch.cat(out.anchors.levels)
         logits, truths, deltas, aims = [], [], [], []
         for objectness, delta, target in zip(torch.cat(out.objectness, 1), torch.cat(out.deltas, 1), targets):

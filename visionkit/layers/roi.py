@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +13,19 @@ from torchvision.ops import roi_align
 from visionkit.types import Features, FeatureSpec
 
 
+def common_channels(spec: FeatureSpec, levels: Sequence[str]) -> int:
+    """Channels of levels that one network reads in turn. Raises ``ValueError`` where they differ."""
+    channels = {level: spec[level].channels for level in levels}
+    if len(set(channels.values())) != 1:
+        raise ValueError(f"levels must have equally many channels, not {channels}; put a neck (fpn) before this head")
+    return channels[levels[0]]
+
+
 class RegionPool(nn.Module):
     """RoIAlign (He et al., ICCV 2017) from the level of a pyramid that suits each box's size.
 
-    A box of area ``a`` is read from level ``floor(4 + log2(sqrt(a) / canonical_size))``, clamped to those there are, where
-    level k has stride 2^k (Lin et al., CVPR 2017, eq. 1). Pooling is done in float32 whatever the features are.
+    A box of area ``a`` is read from level ``floor(4 + log2(sqrt(a) / canonical_size))``, clamped to those there are,
+    where level k has stride 2^k (Lin et al., CVPR 2017, eq. 1). Pooling is done in float32 whatever the features are.
 
     Args:
         spec: of the backbone and neck.
@@ -28,7 +37,7 @@ class RegionPool(nn.Module):
         canonical_size: side in pixels of a box that is read from the level of stride 16.
 
     Raises:
-        ValueError: strides that do not double.
+        ValueError: strides that do not double, or levels of different widths.
     """
 
     def __init__(
@@ -43,11 +52,11 @@ class RegionPool(nn.Module):
     ) -> None:
         super().__init__()
         strides = [spec[level].stride for level in levels]
-        if any(fine * 2 != coarse for fine, coarse in zip(strides, strides[1:])):
+        if any(fine * 2 != coarse for fine, coarse in pairwise(strides)):
             raise ValueError(f"the strides of the levels must double from one to the next, not {strides}")
         self.levels = tuple(levels)
         self.strides = strides
-        self.channels = spec[levels[0]].channels
+        self.channels = common_channels(spec, levels)
         self.size = size
         self.sampling_ratio = sampling_ratio
         self.aligned = aligned

@@ -117,8 +117,8 @@ class RegionOutput(Output):
 
     @abstractmethod
     def samples(self, targets: Sequence[InstanceTarget]) -> list[RegionSamples]:
-        """Regions to learn from, one item an image: the same boxes, however many heads ask, each matched with the objects
-        of the ``targets`` that are given."""
+        """Regions to learn from, one item an image: the same boxes, however many heads ask, each matched with the
+        objects of the ``targets`` that are given."""
 
     @abstractmethod
     def detections(self) -> list[Detections]:
