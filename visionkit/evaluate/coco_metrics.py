@@ -205,7 +205,7 @@ def _hotcoco(
     import hotcoco
 
     with _quiet():
-        evaluation = hotcoco.COCOeval(truth, results, type)
+        evaluation: Any = hotcoco.COCOeval(truth, results, type)
         evaluation.params.max_dets = list(limits)
         if image_ids is not None:
             evaluation.params.img_ids = list(image_ids)
@@ -234,15 +234,14 @@ def _pycocotools(
         loaded.createIndex()
         found.dataset = truth | {"annotations": []}
         found.createIndex()
-        evaluation = COCOeval(loaded, loaded.loadRes(results) if results else found, type)
+        evaluation: Any = COCOeval(loaded, loaded.loadRes(results) if results else found, type)
         evaluation.params.maxDets = list(limits)
         evaluation.params.imgIds = list(image_ids)
         if sigmas is not None:
             evaluation.params.kpt_oks_sigmas = sigmas
         evaluation.evaluate()
         evaluation.accumulate()
-        arrays: Any = evaluation.eval
-    return arrays["precision"], arrays["recall"]
+    return evaluation.eval["precision"], evaluation.eval["recall"]
 
 
 def _read(given: Any, name: str) -> tuple[Any, str]:

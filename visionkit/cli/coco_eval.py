@@ -1,0 +1,57 @@
+"""``visionkit coco-eval``: COCO's metrics of any results file, with no pipeline and no torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from visionkit.cli.options import JsonFile, write_text
+
+
+class Kind(StrEnum):
+    bbox = "bbox"
+    segm = "segm"
+    keypoints = "keypoints"
+
+
+class By(StrEnum):
+    fast = "fast"
+    pycocotools = "pycocotools"
+
+
+def command(
+    gt: Annotated[str, typer.Option("--gt", metavar="GT.json", help="The annotations, as COCO has them.")],
+    dt: Annotated[str, typer.Option("--dt", metavar="DT.json", help="The results, as COCO has them.")],
+    kind: Annotated[Kind, typer.Option("--type", help="What to compare.")],
+    json_file: JsonFile = None,
+    backend: Annotated[By, typer.Option("--backend", help="Who computes; the numbers are the same.")] = By.fast,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Also the AP of every class.")] = False,
+) -> None:
+    """Evaluate a COCO results file with COCO's metrics."""
+    from visionkit.evaluate import evaluate_coco
+
+    metrics = evaluate_coco(gt, dt, kind.value, backend=backend.value, per_class=per_class)
+    if json_file:
+        write_text(json_file, json.dumps(metrics, indent=1))
+    _print(metrics, f"{kind.value}, {dt}")
+
+
+def _print(metrics: dict[str, float], title: str) -> None:
+    """A table for people; for pipes a line a metric, name and number."""
+    if not sys.stdout.isatty():
+        width = max(map(len, metrics))
+        print("\n".join(f"{name:{width}} {value:9.6f}" for name, value in metrics.items()))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("metric", style="bold")
+    table.add_column("value", justify="right")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.6f}")
+    Console().print(table)

@@ -1,0 +1,212 @@
+"""The evaluators of boxes, masks and keypoints by COCO's metrics.
+
+hotcoco computes them (``visionkit.evaluate.coco_metrics`` says why); ``backend="pycocotools"`` gives the same numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from visionkit.data.base import Source
+from visionkit.evaluate.base import Evaluator
+from visionkit.evaluate.coco_metrics import Backend, Type, evaluate_coco
+from visionkit.layers import rle
+from visionkit.types import (
+    BoxPrediction,
+    ImageInfo,
+    InstanceTarget,
+    KeypointPrediction,
+    LabelSet,
+    MaskPrediction,
+    Prediction,
+    Target,
+)
+
+LabelMap = Mapping[str, str | None]
+Record = dict[str, Any]
+
+
+class CocoEvaluator(Evaluator):
+    """What the three have in common: records are kept as COCO has them, masks as run lengths.
+
+    The ground truth is the source's annotation file, of those images that were added. Where the source has none, it is
+    made of the targets, and images that come without one do not count. Several classes of the source that stand for one
+    of the head are one category, by the id of the first; predictions of classes that the source does not know are
+    nothing that it could judge, and left out.
+
+    Args:
+        source: what the images come from.
+        labels: of the head.
+        backend: ``"fast"`` or ``"pycocotools"``, with the same numbers.
+        max_detections: how many of the best detections of an image and class count.
+        per_class: also ``AP/<class name>``.
+        label_map: class name of the source -> of the head, or ``None`` to leave it out; a name that is missing stands
+            for itself, and is left out where the head has no such class.
+    """
+
+    type: ClassVar[Type]
+    task: ClassVar[str]
+
+    def __init__(
+        self,
+        source: Source,
+        labels: LabelSet,
+        *,
+        backend: Backend = "fast",
+        max_detections: int = 100,
+        per_class: bool = False,
+        label_map: LabelMap | None = None,
+    ) -> None:
+        super().__init__(source, labels)
+        self.backend, self.max_detections, self.per_class = backend, max_detections, per_class
+        self.source_labels = next(source.labels[t] for t in (self.task, *source.labels) if t in source.labels)
+        self.ids = _category_ids(self.source_labels, labels, label_map or {})
+        first = {name: number for number, name in reversed(self.ids.items())}
+        self.named = dataclasses.replace(labels, ids=tuple(first.get(name, -1) for name in labels.names))
+        self.truth = source.coco_ground_truth()
+        self.needs_targets = self.truth is None  # type: ignore[misc]  # it depends on the source
+        self.images: dict[int | str, dict[str, Any]] = {}
+
+    def add(
+        self, predictions: Sequence[Prediction], targets: Sequence[Target | None], info: Sequence[ImageInfo]
+    ) -> None:
+        """Take in one batch; ``targets`` are looked at only where ``needs_targets``."""
+        for prediction, target, image in zip(predictions, targets, info, strict=True):
+            if image.id in self.images or (self.needs_targets and target is None):
+                continue
+            # By the class that is read: a mask prediction that is judged by its boxes needs no masks in its records.
+            records = self.reads.to_coco(prediction, image.id, self.named)
+            self.images[image.id] = {
+                "size": image.original_size,
+                "records": [record for record in records if record["category_id"] != -1],
+                "annotations": _annotations(target, self.named) if self.needs_targets else [],
+            }
+
+    def state(self) -> dict[int | str, dict[str, Any]]:
+        return self.images
+
+    def merge(self, states: Collection[dict[int | str, dict[str, Any]]]) -> None:
+        for state in states:
+            self.images = state | self.images
+
+    def result(self) -> dict[str, float]:
+        return self._evaluate(max_dets=[n for n in (1, 10) if n < self.max_detections] + [self.max_detections])
+
+    def _evaluate(self, **options: Any) -> dict[str, float]:
+        return evaluate_coco(
+            self._ground_truth(),
+            [record for image in self.images.values() for record in image["records"]],
+            self.type,
+            backend=self.backend,
+            per_class=self.per_class,
+            **options,
+        )
+
+    def _ground_truth(self) -> dict[str, Any]:
+        """A COCO dictionary of the images that were added, in the categories that are judged."""
+        categories = [{"id": n, "name": name} for n, name in zip(self.named.ids, self.named.names) if n != -1]
+        if self.truth is None:
+            images = [
+                {"id": number, "height": image["size"][0], "width": image["size"][1]}
+                for number, image in self.images.items()
+            ]
+            annotations = [
+                {**annotation, "image_id": number}
+                for number, image in self.images.items()
+                for annotation in image["annotations"]
+            ]
+            for index, annotation in enumerate(annotations):
+                annotation["id"] = index + 1
+        else:
+            judged = dict(zip(self.named.names, self.named.ids))
+            images = [image for image in self.truth["images"] if image["id"] in self.images]
+            annotations = [
+                {**annotation, "category_id": judged[self.ids[annotation["category_id"]]]}
+                for annotation in self.truth["annotations"]
+                if annotation["image_id"] in self.images and annotation["category_id"] in self.ids
+            ]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+
+class CocoBoxes(CocoEvaluator):
+    """AP and AR of boxes; reads masks and keypoints too, which have boxes."""
+
+    type = "bbox"
+    task = "boxes"
+    reads = BoxPrediction
+
+
+class CocoMasks(CocoEvaluator):
+    """AP and AR of masks."""
+
+    type = "segm"
+    task = "masks"
+    reads = MaskPrediction
+
+
+class CocoKeypoints(CocoEvaluator):
+    """AP and AR of keypoints by object keypoint similarity.
+
+    Args:
+        max_detections: as for boxes, but 20.
+        sigmas: fall-off of each keypoint; else those of the labels of the head, else of the source, else COCO's for 17
+            keypoints, else 0.05 for each.
+    """
+
+    type = "keypoints"
+    task = "keypoints"
+    reads = KeypointPrediction
+
+    def __init__(
+        self,
+        source: Source,
+        labels: LabelSet,
+        *,
+        backend: Backend = "fast",
+        sigmas: list[float] | None = None,
+        max_detections: int = 20,
+        per_class: bool = False,
+        label_map: LabelMap | None = None,
+    ) -> None:
+        super().__init__(
+            source,
+            labels,
+            backend=backend,
+            max_detections=max_detections,
+            per_class=per_class,
+            label_map=label_map,
+        )
+        self.sigmas = sigmas or labels.sigmas or self.source_labels.sigmas or None
+
+    def result(self) -> dict[str, float]:
+        return self._evaluate(max_dets=[self.max_detections], sigmas=self.sigmas)
+
+
+def _category_ids(theirs: LabelSet, ours: LabelSet, label_map: LabelMap) -> dict[int, str]:
+    """The class name of the head for each category id of the source that is judged, in the order of the source."""
+    mapped = {number: label_map.get(name, name) for number, name in zip(theirs.ids, theirs.names)}
+    return {number: name for number, name in mapped.items() if name is not None and name in ours.names}
+
+
+def _annotations(target: Target | None, labels: LabelSet) -> list[Record]:
+    """COCO annotations of one image, without ids."""
+    if not isinstance(target, InstanceTarget):
+        raise TypeError(f"COCO's metrics need an InstanceTarget, not a {type(target).__name__}")
+    corners = target.boxes.double().cpu()
+    boxes = torch.cat((corners[:, :2], corners[:, 2:] - corners[:, :2]), 1)
+    out: list[Record] = [
+        {"category_id": labels.ids[label], "bbox": box, "area": area, "iscrowd": int(crowd)}
+        for label, box, area, crowd in zip(*map(Tensor.tolist, (target.labels, boxes, target.areas, target.crowd)))
+    ]
+    if target.masks is not None:
+        for annotation, mask in zip(out, target.masks.cpu().numpy()):
+            annotation["segmentation"] = rle.encode(mask)
+    if target.keypoints is not None:
+        for annotation, points in zip(out, target.keypoints.double().cpu().flatten(1).tolist()):
+            annotation["keypoints"] = points
+    return [annotation for annotation in out if annotation["category_id"] != -1]
