@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ def components() -> Iterator[str]:
             yield from (f"## {kind.capitalize()}s", "")
         for component in listed:
             made = plugins.load(kind, component.name)
-            prose, meanings = read_docstring(inspect.getdoc(made) or "", inspect.getdoc(made.__init__) or "")
+            bases = made.__mro__ if isinstance(made, type) else (made,)
+            prose, meanings = read_docstring(*(inspect.cleandoc(base.__doc__ or "") for base in bases))
             yield from (f"### `{component.name}`", "", prose or component.summary, "")
             arguments = [p for p in inspect.signature(made).parameters.values() if p.name not in GIVEN.get(kind, ())]
             arguments = [p for p in arguments if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
@@ -49,7 +51,7 @@ def components() -> Iterator[str]:
                 yield from ("| argument | type | default | meaning |", "|---|---|---|---|")
             for p in arguments:
                 default = "" if p.default is p.empty else code(yaml_of(p.default))
-                yield f"| `{p.name}` | {code(annotation(p))} | {default} | {cell(meanings.get(p.name, ''))} |"
+                yield f"| `{p.name}` | {code(type_of(made, p))} | {default} | {cell(meanings.get(p.name, ''))} |"
             yield ""
 
 
@@ -67,12 +69,12 @@ def read_docstring(*texts: str) -> tuple[str, dict[str, str]]:
     meanings: dict[str, str] = {}
     for text in texts:
         section = re.search(r"^Args:[ \n](.*?)(?=^\S|\Z)", text, re.M | re.S)
-        for names, meaning in re.findall(
-            r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {5,}.*)*)", section.group(1) if section else "", re.M
-        ):
-            meanings |= dict.fromkeys(names.split(", "), " ".join(meaning.split()))
-    prose = re.split(r"^[A-Z][A-Za-z ]+:(?: .*)?$", texts[0], maxsplit=1, flags=re.M)[0].strip()
-    return plain(prose), {name: plain(meaning) for name, meaning in meanings.items()}
+        said = re.findall(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {5,}.*)*)", section.group(1) if section else "", re.M)
+        for names, meaning in said:
+            for name in names.split(", "):
+                meanings.setdefault(name, " ".join(meaning.split()))
+    prose = re.split(r"^(?:Args|Attributes|Class attributes|Returns|Raises):", texts[0], maxsplit=1, flags=re.M)[0]
+    return plain(prose.strip()), {name: plain(meaning) for name, meaning in meanings.items()}
 
 
 def plain(text: str) -> str:
@@ -80,12 +82,11 @@ def plain(text: str) -> str:
     return re.sub(r":\w+:`~(?:\w+\.)*(\w+)`", r"`\1`", re.sub(r":\w+:`([^~`]+)`", r"`\1`", text))
 
 
-def annotation(parameter: inspect.Parameter) -> str:
-    """A type as it stands in the source."""
-    kind = parameter.annotation
-    if kind is parameter.empty:
-        return ""
-    return kind if isinstance(kind, str) else inspect.formatannotation(kind)
+def type_of(made: Any, parameter: inspect.Parameter) -> str:
+    """An argument's type, aliases resolved."""
+    hints = typing.get_type_hints(made.__init__ if isinstance(made, type) else made)
+    shown = inspect.formatannotation(hints.get(parameter.name, ""))
+    return re.sub(r"\b(?:typing|collections\.abc)\.", "", shown).strip("'")
 
 
 def yaml_of(value: Any) -> str:
