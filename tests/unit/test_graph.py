@@ -96,7 +96,7 @@ def model(**heads: type[Head]) -> MultiTaskModel:
 
 def test_each_head_learns_only_from_its_own_rows_and_one_backbone_pass_serves_all():
     m = model(first=Maps, second=Maps)
-    losses, _ = m(batch(first=[0, 2], second=[1, 2, 3]))
+    losses, _ = m.losses(batch(first=[0, 2], second=[1, 2, 3]))
     assert m.head("first").seen == [["0", "2"]]
     assert m.head("second").seen == [["1", "2", "3"]]
     assert m.backbone.passes == 1
@@ -107,12 +107,12 @@ def test_loss_of_a_mixed_batch_equals_that_of_its_labelled_images_alone():
     m = model(first=Maps)
     whole = batch(first=[1, 3])
     alone = MixedBatch(whole.images[[1, 3]], (whole.info[1], whole.info[3]), {"first": [whole.targets["first"][1]] * 2})
-    assert torch.equal(m(whole)[0]["first"]["square"], m(alone)[0]["first"]["square"])
+    assert torch.equal(m.losses(whole)[0]["first"]["square"], m.losses(alone)[0]["first"]["square"])
 
 
 def test_a_head_without_labels_gives_zeros_that_reach_all_its_parameters():
     m = model(first=Maps, second=Maps)
-    losses, _ = m(batch(first=[0], second=[]))
+    losses, _ = m.losses(batch(first=[0], second=[]))
     assert losses["second"]["square"].item() == 0.0
     losses["second"]["square"].backward()
     assert all(p.grad is not None and not p.grad.any() for p in m.head("second").parameters())
@@ -122,7 +122,7 @@ def test_a_head_without_labels_gives_zeros_that_reach_all_its_parameters():
 def test_a_head_that_is_read_also_runs_on_rows_labelled_for_its_reader_alone():
     m = model(reader=Reader, maps=Maps)
     assert m.order == ["maps", "reader"]
-    losses, _ = m(batch(reader=[1, 2], maps=[0]))
+    losses, _ = m.losses(batch(reader=[1, 2], maps=[0]))
     assert m.head("maps").seen == [["0", "1", "2"]]
     assert m.head("reader").seen == [["1", "2"]]
     sum(named["square"] for named in losses.values()).backward()
@@ -142,7 +142,7 @@ def test_return_types_do_not_depend_on_the_mode():
     m = model(first=Maps)
     for mode in (True, False):
         m.train(mode)
-        losses, outputs = m(batch(first=[0]))
+        losses, outputs = m.losses(batch(first=[0]))
         assert isinstance(outputs["first"], MapOutput)
         assert isinstance(m.predict(batch())["first"][0], Mean)
         assert set(losses["first"]) == {"square"}

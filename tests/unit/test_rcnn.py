@@ -215,7 +215,7 @@ def test_same_losses_as_torchvision(kind: type) -> None:
     model = ours(theirs, rpn_samples=BIG, samples=BIG)
     name = "keypoints" if kind is KeypointRCNN else "masks"
     batch = batch_for(theirs, images, {"boxes": targets, name: targets})
-    losses, _ = model(batch)
+    losses, _ = model.losses(batch)
     want = theirs.train()(images, [theirs_of(target) for target in targets])
     pairs = {
         "loss_objectness": losses["boxes"]["rpn_objectness"],
@@ -272,7 +272,7 @@ def total(losses: dict[str, dict[str, Tensor]]) -> Tensor:
 def test_all_losses_reach_all_parameters_and_the_features() -> None:
     torch.manual_seed(0)
     model = MultiTaskModel(Levels(), None, small())
-    losses, _ = model(make_batch(OBJECTS, OBJECTS))
+    losses, _ = model.losses(make_batch(OBJECTS, OBJECTS))
     for name, head in model.heads.items():
         assert tuple(losses[name]) == head.loss_names
         assert all(loss.ndim == 0 and loss > 0 for loss in losses[name].values())
@@ -288,7 +288,7 @@ def test_images_with_nothing_on_them(dtype: torch.dtype) -> None:
     model = MultiTaskModel(Levels(), None, small())
     empty = InstanceTarget.empty((96, 128), 3, masks=True)
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        losses, _ = model(make_batch(empty, empty))
+        losses, _ = model.losses(make_batch(empty, empty))
     assert losses["boxes"]["rpn_objectness"] > 0
     assert losses["boxes"]["box_class"] > 0
     for head, name in (("boxes", "rpn_box"), ("boxes", "box_delta"), ("masks", "mask"), ("keypoints", "keypoint")):
@@ -306,9 +306,9 @@ def test_objects_without_mask_or_keypoints_do_not_train_those_branches() -> None
     bare.masks[1], bare.keypoints[1, :, 2] = 0, 0
     alone = bare.select(torch.tensor([0]))
     model.heads["boxes"].choose = lambda rpn, targets: [torch.cat((OBJECTS.boxes, OBJECTS.boxes + 2))]  # type: ignore
-    both, _ = model(make_batch(bare))
+    both, _ = model.losses(make_batch(bare))
     model.heads["boxes"].choose = lambda rpn, targets: [torch.cat((alone.boxes, alone.boxes + 2))]  # type: ignore
-    one, _ = model(make_batch(alone))
+    one, _ = model.losses(make_batch(alone))
     torch.testing.assert_close(both["masks"], one["masks"])
     torch.testing.assert_close(both["keypoints"], one["keypoints"])
 
@@ -330,7 +330,7 @@ def test_crowds_are_neither_object_nor_background() -> None:
     )  # fmt: skip
     torch.manual_seed(0)
     model = MultiTaskModel(Levels(), None, small())
-    losses, outputs = model(make_batch(everywhere))
+    losses, outputs = model.losses(make_batch(everywhere))
     assert [len(s.boxes) for s in outputs["boxes"].samples([everywhere])] == [0]
     assert losses["boxes"]["box_class"] == 0
     assert losses["masks"]["mask"] == 0
@@ -414,7 +414,7 @@ def test_two_detectors_on_one_backbone_with_images_labelled_for_one_each() -> No
         "keypoints": [None, None, None],
         "cells": [None, None, boxes_only],
     }
-    losses, outputs = model(MixedBatch(batch.images, batch.info, targets))
+    losses, outputs = model.losses(MixedBatch(batch.images, batch.info, targets))
     assert losses["masks"]["mask"] > 0
     assert losses["keypoints"]["keypoint"] == 0
     assert losses["cells"]["box_delta"] > 0
@@ -475,9 +475,9 @@ def test_bfloat16_autocast_is_near_float32() -> None:
     torch.manual_seed(0)
     model = MultiTaskModel(Levels(), None, small(rpn_samples=BIG, samples=BIG)).to(memory_format=torch.channels_last)
     batch = make_batch(OBJECTS, OBJECTS)
-    exact, _ = model(batch)
+    exact, _ = model.losses(batch)
     with torch.autocast("cpu", torch.bfloat16):
-        rough, _ = model(batch)
+        rough, _ = model.losses(batch)
         model.predict(batch)
     for head, losses in exact.items():
         for name, loss in losses.items():
@@ -491,10 +491,10 @@ def test_cuda_agrees_with_cpu() -> None:
     torch.manual_seed(0)
     model = MultiTaskModel(Levels(), None, small(rpn_samples=BIG, samples=BIG))
     batch = make_batch(OBJECTS, OBJECTS)
-    on_cpu, _ = model(batch)
+    on_cpu, _ = model.losses(batch)
     predicted = model.predict(batch)
     model.cuda()
-    on_cuda, _ = model(batch.to("cuda"))
+    on_cuda, _ = model.losses(batch.to("cuda"))
     total(on_cuda).backward()
     for head, losses in on_cpu.items():
         for name, loss in losses.items():

@@ -17,6 +17,19 @@ Losses = dict[str, dict[str, Tensor]]
 """Scalars by head name and loss name."""
 
 
+class Step:
+    """One batch on its way through the phases of a training step.
+
+    Not a dataclass, and no container: wrappers for precision and distribution look into those and convert what they find,
+    and boxes in half precision are wrong boxes.
+    """
+
+    def __init__(self, batch: MixedBatch) -> None:
+        self.batch = batch
+        self.phase = "main"
+        self.outputs: dict[str, Any] | None = None
+
+
 class MultiTaskModel(nn.Module):
     """Backbone, neck and heads as one module.
 
@@ -83,7 +96,12 @@ class MultiTaskModel(nn.Module):
             outputs[name] = head(seen, batch.view(name, mine, targets=False), upstream)
         return outputs
 
-    def forward(
+    def forward(self, step: Step) -> Losses:
+        """Losses of the phase that ``step`` is in; its outputs are left there for the phases after it."""
+        losses, step.outputs = self.losses(step.batch, step.phase, step.outputs)
+        return losses
+
+    def losses(
         self, batch: MixedBatch, phase: str = "main", outputs: dict[str, Any] | None = None
     ) -> tuple[Losses, dict[str, Any]]:
         """Losses of one phase, and the outputs that they come from.

@@ -19,7 +19,7 @@ from visionkit.data.wiring import build_feeds, build_sources, resolve_labels
 from visionkit.errors import RunError
 from visionkit.evaluate.runner import evaluate_model
 from visionkit.model.build import build_model
-from visionkit.model.graph import Losses, MultiTaskModel
+from visionkit.model.graph import Losses, MultiTaskModel, Step
 from visionkit.model.run import RunFolder, load_state, load_weights, write_atomically
 from visionkit.train.balance import Balancer
 from visionkit.train.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
@@ -166,27 +166,28 @@ class Training:
         model, train = self.run.model, self.run.pipeline.train
         model.train()
         rate = learning_rate(train, self.run.step)
-        ready = [
-            batch.to(self.fabric.device, non_blocking=True).normalised(
-                model.mean, model.std, channels_last=train.channels_last
+        steps = [
+            Step(
+                batch.to(self.fabric.device, non_blocking=True).normalised(
+                    model.mean, model.std, channels_last=train.channels_last
+                )
             )
             for batch in batches
         ]
-        outputs: list[dict[str, Any] | None] = [None] * len(ready)
         for phase, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["lr_scale"]
             with self._only(phase):
-                for i, batch in enumerate(ready):
-                    with self.fabric.no_backward_sync(self.module, enabled=i < len(ready) - 1):
-                        losses, made = self.module(batch, phase=phase, outputs=outputs[i])
-                        total = self.balancer(losses) / len(ready)
-                        self._check_finite(losses, batch)
-                        self.fabric.backward(total)
-                    if len(self.phases) > 1 and phase == "main":
-                        outputs[i] = _detached(made)
-                    labelled = {head: len(batch.labelled(head)) for head in losses}
-                    averages.add(losses, labelled, len(batch) if phase == "main" else 0)
+                for i, step in enumerate(steps):
+                    step.phase = phase
+                    with self.fabric.no_backward_sync(self.module, enabled=i < len(steps) - 1):
+                        losses: Losses = self.module(step)
+                        self._check_finite(losses, step.batch)
+                        self.fabric.backward(self.balancer(losses) / len(steps))
+                    # Later phases see what was made, not how; with one phase alone the graph can go at once.
+                    step.outputs = _detached(step.outputs or {}) if len(self.phases) > 1 else None
+                    labelled = {head: len(step.batch.labelled(head)) for head in losses}
+                    averages.add(losses, labelled, len(step.batch) if phase == "main" else 0)
                 self._clip(phase)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -228,7 +229,7 @@ class Training:
                 if not torch.isfinite(value):
                     images = ", ".join(batch.info[row].path or str(batch.info[row].id) for row in batch.labelled(head))
                     raise RunError(
-                        f"loss '{name}' of head '{head}' is {float(value)} at step {self.run.step}; its images: {images}"
+                        f"loss '{name}' of head '{head}' is {value.item()} at step {self.run.step}; its images: {images}"
                     )
 
     @contextlib.contextmanager

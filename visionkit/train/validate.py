@@ -116,17 +116,17 @@ def _one_batch(pipeline: Pipeline, plugins: PluginManager, model: MultiTaskModel
     batches = train_loader([feed], batch_size=train.batch_size, seed=train.seed, steps=1, on_error=train.on_error)
     batch = next(iter(batches)).normalised(model.mean, model.std, channels_last=train.channels_last)
     model.train()
-    losses, _ = model(batch)
+    losses, _ = model.losses(batch)
     for head, named in losses.items():
         if set(named) != set(model.head(head).loss_names):
             raise UserError(f"head '{head}' gives losses {sorted(named)}, but declares {sorted(model.head(head).loss_names)}")
         for name, value in named.items():
             if not torch.isfinite(value):
-                raise UserError(f"loss '{name}' of head '{head}' is {float(value)}")
+                raise UserError(f"loss '{name}' of head '{head}' is {value.item()}")
     torch.stack([v for named in losses.values() for v in named.values()]).sum().backward()
     model.zero_grad(set_to_none=True)
     shown = ", ".join(
-        f"{head} {sum(float(v) for v in losses[head].values()):.3f}" for head in losses if batch.labelled(head)
+        f"{head} {sum(v.item() for v in losses[head].values()):.3f}" for head in losses if batch.labelled(head)
     )
     return None, f"{len(batch)} images of {batch.images.shape[2]}x{batch.images.shape[3]}; losses: {shown}"
 

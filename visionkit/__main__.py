@@ -1,0 +1,5 @@
+"""``python -m visionkit``."""
+
+from visionkit.cli import main
+
+main()
