@@ -10,7 +10,7 @@ import gc
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -191,7 +191,7 @@ def read_annotations(
         good &= fits
 
     extents = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    areas = np.array([a["area"] if a.get("area") is not None else -1.0 for a in entries], np.float32)
+    areas = np.array([a["area"] if _numeric([a.get("area")]) else -1.0 for a in entries], np.float32)
     measured = segments.areas.astype(np.float32) if segments is not None else extents
     final = np.flatnonzero(good)
     return Annotations(
@@ -216,7 +216,7 @@ def _read_boxes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Boxes (N, 4) clipped to the image, and which of them have an area inside it."""
     given = [a.get("bbox") or (segments.box(row) if segments is not None else None) for row, a in enumerate(entries)]
-    bad = np.array([b is None or len(b) != 4 for b in given], bool)
+    bad = np.array([b is None or len(b) != 4 or not _numeric(b) for b in given], bool)
     good = report.wrong(bad, ids, "no box of four numbers", lambda row: f"annotation {ids[row]} has "
                         f"{'no bbox' if given[row] is None else f'the bbox {given[row]}'}; "
                         "it must be [left, top, width, height]")  # fmt: skip
@@ -282,12 +282,18 @@ class Segments:
                 why = str(error) if type(error) is ValueError else "is neither polygons nor run lengths"
                 raise DataError(f"{report.path}: the segmentation of annotation {ids[row]} {why}") from None
         flat = list(itertools.chain.from_iterable(polygons))
+        try:
+            coordinates = np.fromiter(itertools.chain.from_iterable(flat), np.float64)
+        except (ValueError, TypeError):
+            row = next(i for i, own in enumerate(polygons) if not all(map(_numeric, own)))
+            what = "has a polygon that is not a list of numbers"
+            raise DataError(f"{report.path}: annotation {ids[row]} {what}") from None
         out = cls(
             kind=kind,
             areas=np.zeros(len(entries)),
             parts=_offsets([len(p) for p in polygons]),
             points=_offsets([len(p) for p in flat]),
-            coordinates=np.fromiter(itertools.chain.from_iterable(flat), np.float64),
+            coordinates=coordinates,
             runs=_offsets([len(r) for r in runs]),
             text=b"".join(runs),
             sizes=sizes,
@@ -357,6 +363,10 @@ class Segments:
             if self.kind[row]:
                 cv2.transpose(rle.decode(self.encoded(row)).T, dst=out[i])  # column by column -> row by row
         return out
+
+
+def _numeric(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, int | float) for value in values)
 
 
 def _offsets(lengths: Sequence[int]) -> np.ndarray:
@@ -451,6 +461,10 @@ def _read_keypoints(
         (found != lengths) & (found > 0), ids, "the wrong number of keypoints",
         lambda row: f"annotation {ids[row]} has {found[row]} keypoint numbers; category "
                     f"'{categories[labels[row]]['name']}' has {lengths[row] // 3} keypoints, so {lengths[row]} numbers",
+    )  # fmt: skip
+    good &= report.wrong(
+        np.array([not _numeric(k) for k in given], bool), ids, "keypoints that are not numbers",
+        lambda row: f"annotation {ids[row]} has keypoints that are not numbers",
     )  # fmt: skip
     out = np.zeros((len(entries), len(names), 3), np.float32)
     for label, mine in enumerate(own):

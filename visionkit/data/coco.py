@@ -102,7 +102,11 @@ class CocoSource(Source):
         names = column(path, entries, "image", "file_name")
         for name in names:
             inside(self.root, name, path)
-        sizes = np.array([column(path, entries, "image", "height"), column(path, entries, "image", "width")], np.int64)
+        sides = [column(path, entries, "image", "height"), column(path, entries, "image", "width")]
+        try:
+            sizes = np.array(sides, np.int64)
+        except (ValueError, TypeError):
+            raise DataError(f"{path}: the height and width of every image must be whole numbers") from None
         there = {folder: _names_in(os.path.join(self.root, folder)) for folder in {os.path.dirname(n) for n in names}}
         missing = np.array([os.path.basename(n) not in there[os.path.dirname(n)] for n in names], bool)
         keep = self._report.wrong(

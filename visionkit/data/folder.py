@@ -46,7 +46,7 @@ class FolderSource(Source):
         image_suffix: str | None = None,
         mask_suffix: str = ".png",
     ) -> None:
-        self.ignore = ignore
+        self._root, self.ignore = images, ignore
         found = _files(images, (image_suffix,) if image_suffix else IMAGE_ENDINGS)
         self._images = list(found.values())
         self._names = list(found)
@@ -88,7 +88,7 @@ class FolderSource(Source):
         path = self._images[index]
         image = read_image(path)
         size = (image.shape[1], image.shape[2])
-        sample = Sample(image, ImageInfo(id=os.path.basename(path), path=path, original_size=size, size=size))
+        sample = Sample(image, ImageInfo(id=os.path.relpath(path, self._root), path=path, original_size=size, size=size))
         if "semantic" in tasks and self._masks:
             sample.targets["semantic"] = SemanticTarget(torch.from_numpy(self._label_map(self._masks[index], size)))
         return sample

@@ -146,7 +146,7 @@ def clip_boxes(boxes: Tensor, size: tuple[int, int], least: float = 1e-3) -> tup
 
 def _measure(boxes: Tensor, areas: Tensor, masks: Tensor, cut: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes and areas of objects that were ``cut``, from what is left of their masks, and which masks are not empty."""
-    seen = masks.flatten(1).any(1) if masks.numel() else torch.zeros(len(masks), dtype=torch.bool)
+    seen = masks.flatten(1).any(1).bool() if masks.numel() else torch.zeros(len(masks), dtype=torch.bool)
     for i in torch.nonzero(cut & seen)[:, 0].tolist():
         x, y, width, height = cv2.boundingRect(masks[i].numpy())
         boxes[i] = torch.tensor((x, y, x + width, y + height), dtype=boxes.dtype)
