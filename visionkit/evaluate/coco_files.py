@@ -129,11 +129,10 @@ def check_results(results: Any, truth: Mapping[str, Any], where: str, type: str,
 
 
 def number_of_keypoints(truth: Mapping[str, Any]) -> int:
-    """Keypoints of an instance: as many as the categories name, else as the annotations have, else COCO's 17."""
-    for category in truth["categories"]:
-        if category.get("keypoints"):
-            return len(category["keypoints"])
-    return next((len(a["keypoints"]) // 3 for a in truth["annotations"] if a.get("keypoints")), 17)
+    """Keypoints of an instance: as many as a category names, else as the first annotation has; 0 where none has any."""
+    named = (category.get("keypoints") for category in truth.get("categories", ()))
+    given = (entry.get("keypoints") for entry in truth["annotations"] if isinstance(entry, Mapping))
+    return next((len(names) for names in named if names), 0) or next((len(flat) // 3 for flat in given if flat), 0)
 
 
 def looks_clean(truth: bytes, results: bytes, type: str, counts: Mapping[str, int], points: int) -> bool:

@@ -134,9 +134,10 @@ def _from_files(
     except (OSError, ValueError, TypeError, KeyError):
         return None
     images, categories, annotations = truth.get_img_ids(), truth.get_cat_ids(), truth.get_ann_ids()
-    if truth.load_warnings or results.load_warnings or 0 in annotations or not images or not categories:
+    if truth.load_warnings or results.load_warnings or 0 in annotations or not (images and categories and annotations):
         return None
-    if len(truth.get_ann_ids(img_ids=images, cat_ids=categories)) < len(annotations):
+    orphans = len(truth.get_ann_ids(img_ids=images, cat_ids=categories)) < len(annotations)
+    if orphans or len(set(categories)) < len(categories):
         return None
     classes = truth.load_cats(categories)
     points = 0
@@ -169,9 +170,11 @@ def _from_memory(
     """Either backend on checked and completed copies of the records."""
     data, where = _read(ground_truth, "ground truth")
     truth = check_truth(data, where, type)
-    points = number_of_keypoints(truth) if type == "keypoints" else 0
-    falloff = _sigmas(sigmas, points) if type == "keypoints" else None
     data, where = _read(detections, "detections")
+    # Where the ground truth does not say it, any number of keypoints will do.
+    guesses = [] if sigmas is None else sigmas, data if isinstance(data, list) else []
+    points = number_of_keypoints(truth) or len(guesses[0]) or number_of_keypoints({"annotations": guesses[1]})
+    falloff = _sigmas(sigmas, points) if type == "keypoints" else None
     results = check_results(data, truth, where, type, points)
 
     names = [c["name"] for c in sorted(truth["categories"], key=lambda c: c["id"])]

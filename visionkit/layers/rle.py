@@ -55,8 +55,8 @@ def _runs(mask: np.ndarray, left: int, top: int, height: int, width: int) -> np.
         edges = (column + left) * height + row + top
     else:
         edges += left * height
-    total = height * width
-    runs = np.diff(edges, prepend=0, append=total)
+    bounds = np.concatenate(([0], edges, [height * width]))
+    runs = bounds[1:] - bounds[:-1]
     return runs[:-1] if len(runs) > 1 and runs[-1] == 0 else runs
 
 
