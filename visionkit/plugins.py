@@ -285,7 +285,8 @@ def check_components(offered: Any) -> list[Component]:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """``"; did you mean 'x'?"``, or nothing where no name is near."""
-    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5) or [k for k in known if name and k.startswith(name)]
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
@@ -297,7 +298,7 @@ def explain(error: BaseException) -> str:
     if isinstance(error, PluginError):
         return text
     # The innermost frame outside this module and the import system is where the plugin's own code stood.
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
-    frames = [f for f in frames if f.filename != __file__]
+    machinery = ("<frozen ", __file__, os.path.dirname(importlib.__file__), os.path.dirname(pluggy.__file__))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(machinery)]
     where = f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""
     return f"{where}{type(error).__name__}: {text}"

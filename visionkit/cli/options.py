@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from visionkit.errors import UserError
 
 if TYPE_CHECKING:
     from visionkit.plugins import PluginManager
@@ -34,11 +39,6 @@ def plugin_manager(files: Sequence[str] | None) -> PluginManager:
 
 def write_text(path: str, text: str) -> None:
     """Write a file whole or not at all."""
-    import os
-    from pathlib import Path
-
-    from visionkit.errors import UserError
-
     file = Path(path)
     beside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
@@ -46,5 +46,6 @@ def write_text(path: str, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
         os.replace(beside, file)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None

@@ -6,6 +6,7 @@ The schema is what the constructor takes beyond what the core hands it, by name,
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import typing
 from collections.abc import Iterator
@@ -15,13 +16,18 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from visionkit.config.check import Finding, conform
-from visionkit.config.pipeline import ComponentConfig, Pipeline
+from visionkit.config.pipeline import ComponentConfig, HeadConfig, Pipeline, SourceConfig
 from visionkit.errors import PipelineError, PluginError, UserError
 from visionkit.plugins import PluginManager, explain
 
 # What the core hands to a constructor of each kind: how many positional arguments, and which named ones.
 _POSITIONAL = {"neck": 1, "head": 2, "evaluator": 2, "balancer": 1}
 _NAMED = {"backbone": {"levels"}, "neck": {"levels"}, "evaluator": {"label_map"}}
+# Keys of a section that mean something to the core and so never reach a constructor.
+_RESERVED = {
+    kind: {field.name for field in dataclasses.fields(config)} - {"args", "at"}
+    for kind, config in {"head": HeadConfig, "source": SourceConfig}.items()
+}
 
 
 def build_component(
@@ -43,6 +49,7 @@ def build_component(
     except (UserError, ValueError, OSError) as error:
         raise pipeline.fail(config.at, f"{title(kind, config)}: {error}") from error
     except (TypeError, KeyError) as error:
+        error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # this frame is of no interest
         raise pipeline.fail(config.at, f"{title(kind, config)}: {explain(error)}") from error
 
 
@@ -76,13 +83,13 @@ def components(pipeline: Pipeline) -> Iterator[tuple[str, ComponentConfig]]:
 
 
 def signature_schema(kind: str, made: Any, given: frozenset[str] = frozenset()) -> Any:
-    """The keyword arguments that a section of this component may hold, as a ``TypedDict``.
+    """The arguments that a section of this component may hold, as a ``TypedDict``.
 
     Args:
         given: names that the core passes itself.
 
     Raises:
-        PluginError: an annotation cannot be resolved.
+        PluginError: an annotation cannot be resolved, or an argument is called as a key of the core.
     """
     constructor = made.__init__ if isinstance(made, type) else made  # type: ignore[misc]
     try:
@@ -93,11 +100,17 @@ def signature_schema(kind: str, made: Any, given: frozenset[str] = frozenset()) 
     fields: dict[str, Any] = {}
     extra: typing.Literal["allow", "forbid"] = "forbid"
     ours = given | _NAMED.get(kind, set())
-    for parameter in list(inspect.signature(made).parameters.values())[_POSITIONAL.get(kind, 0) :]:
+    parameters = inspect.signature(made).parameters.values()
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    ours |= set(positional[: _POSITIONAL.get(kind, 0)])
+    for parameter in parameters:
         if parameter.kind == parameter.VAR_KEYWORD and not parameter.name.startswith("_"):
             extra = "allow"
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) or parameter.name in ours:
             continue
+        if parameter.name in _RESERVED.get(kind, {"name"}):
+            raise PluginError(f"{made.__module__}.{made.__qualname__} takes an argument '{parameter.name}', which no "
+                              f"pipeline can give: in the section of a {kind} that key is the core's")  # fmt: skip
         annotation = hints.get(parameter.name, Any)
         if parameter.default is parameter.empty:
             fields[parameter.name] = Required[annotation]

@@ -1,0 +1,245 @@
+"""Pipelines from YAML: what is accepted, and what is said of mistakes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from visionkit.config import TrainConfig, load_pipeline, parse_pipeline, shipped_pipelines
+from visionkit.errors import PipelineError
+
+TEXT = """\
+backbone: {name: timm, model: resnet18}
+neck: fpn
+heads:
+  seg:
+    name: semantic_fpn
+    channels: 64
+    labels: [sky, no, "1e3"]
+  boxes: rcnn
+  masks:
+    name: roi_mask
+    reads: {boxes: boxes}
+sources:
+  street:
+    name: coco
+    root: data
+    train: {annotations: a.json}
+    val: {annotations: b.json}
+    heads: [boxes]
+    labels: {car: vehicle, tree: null}
+    transforms: [hflip, {name: resize, short: 100}]
+train:
+  steps: 20
+  optimizer: {lr: 1e-3}
+  parts: {heads.seg: {lr_scale: 0.5}}
+evaluate:
+  metrics: {seg: [semantic]}
+"""
+
+
+def said(text: str, *overrides: str) -> str:
+    with pytest.raises(PipelineError) as error:
+        parse_pipeline(text, "my.yaml", overrides)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_pipeline_in_full() -> None:
+    p = parse_pipeline(TEXT, "some/where/my.yaml")
+    assert (p.name, p.path) == ("my", "some/where/my.yaml")
+    assert p.backbone is not None
+    assert p.neck is not None
+    assert (p.backbone.name, p.backbone.args) == ("timm", {"model": "resnet18"})
+    assert (p.neck.name, p.neck.args, p.neck.at) == ("fpn", {}, ("neck",))
+    assert p.heads["seg"].args == {"channels": 64}
+    assert p.heads["seg"].labels == ["sky", "no", "1e3"]
+    assert p.heads["masks"].reads == {"boxes": "boxes"}
+    street = p.sources["street"]
+    assert street.args == {"root": "data"}
+    assert street.labels == {"car": "vehicle", "tree": None}
+    assert street.transforms is not None
+    assert [(t.name, t.args, t.at) for t in street.transforms] == [
+        ("hflip", {}, ("sources", "street", "transforms", 0)),
+        ("resize", {"short": 100}, ("sources", "street", "transforms", 1)),
+    ]
+    assert street.eval_transforms is None
+    train = street.split("train")
+    assert train is not None
+    assert train.args == {"root": "data", "annotations": "a.json"}
+    assert (p.train.steps, p.train.optimizer.lr, p.train.optimizer.name) == (20, 0.001, "sgd")
+    assert p.train.parts["heads.seg"].lr_scale == 0.5
+    assert p.train.balancer.name == "fixed"
+    assert p.evaluate.metrics["seg"][0].name == "semantic"
+    assert p.evaluate.pictures == 8
+
+
+def test_only_heads_are_owed() -> None:
+    p = parse_pipeline("heads: {a: x}\ntrain:\n")
+    assert p.train == TrainConfig()
+    assert p.sources == {}
+    assert p.backbone is None
+
+
+@pytest.mark.parametrize("text", [TEXT, "heads: {a: x}", "heads: {a: {name: x, k: .inf, s: '${X', t: 'on', u: '012'}}"])
+def test_yaml_of_a_pipeline_loads_to_the_same(text: str) -> None:
+    p = parse_pipeline(text)
+    again = parse_pipeline(p.to_yaml(), "elsewhere.yaml")
+    assert again == p
+    assert again.to_yaml() == p.to_yaml()
+
+
+def test_shipped_pipelines_are_found_by_name_and_hold_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()  # a folder of that name is no pipeline
+    assert "demo" in shipped_pipelines()
+    for name in shipped_pipelines():
+        p = load_pipeline(name)
+        assert p.name == Path(name).name
+        assert parse_pipeline(p.to_yaml()) == p
+    with pytest.raises(PipelineError, match=r"no pipeline 'dmeo'.*did you mean 'demo'\? \(shipped: .*demo"):
+        load_pipeline("dmeo")
+
+
+def test_a_file_is_found_by_path(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(TEXT)
+    assert load_pipeline(str(tmp_path / "a.yaml")) == parse_pipeline(TEXT)
+    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00bad")
+    with pytest.raises(PipelineError, match="b.yaml: cannot be read"):
+        load_pipeline(str(tmp_path / "b.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("train:\n  steps", "trian:\n  steps", "my.yaml:21: unknown key 'trian' in the pipeline; did you mean 'train'?"),
+        ("  steps: 20", "  stesp: 20", "my.yaml:22: unknown key 'stesp' in train; did you mean 'steps'? allowed: steps,"),
+        ("steps: 20", "steps: many", "my.yaml:22: train.steps: expected an integer, not the text 'many'"),
+        ("steps: 20", "steps: '20'", "my.yaml:22: train.steps: expected an integer, not the text '20'"),
+        ("steps: 20", "steps: 2.5", "my.yaml:22: train.steps: expected an integer, not 2.5"),
+        ("steps: 20", "steps: 0", "my.yaml:22: train.steps: expected greater than or equal to 1, not 0"),
+        ("steps: 20", "channels_last: 1", "my.yaml:22: train.channels_last: expected true or false, not 1"),
+        ("steps: 20", "channels_last: yes", "my.yaml:22: train.channels_last: expected true or false, not the text"),
+        ("{lr: 1e-3}", "{name: sdg}", "my.yaml:23: train.optimizer.name: expected 'sgd' or 'adamw', not the text 'sdg'; "
+         "did you mean 'sgd'?"),
+        ("{lr: 1e-3}", "{betas: [0.9]}", "my.yaml:23: train.optimizer.betas: expected more items, not [0.9]"),
+        ("{lr: 1e-3}", "{betas: [0.9, 1, 2]}", "expected at most 2 items, not [0.9, 1, 2]"),
+        ("{lr_scale: 0.5}", "{lr: 3}", "unknown key 'lr' in train.parts.heads.seg; did you mean 'lr_scale'?"),
+        ("name: semantic_fpn", "nam: semantic_fpn", "my.yaml:4: missing key 'name' in heads.seg"),
+        ("  boxes: rcnn", "  boxes: 3", "my.yaml:8: heads.boxes: expected a mapping, not 3"),
+        ("  boxes: rcnn", "  boxes: {name: [a]}", "my.yaml:8: heads.boxes.name: expected text, not [\"a\"]"),
+        ("{boxes: boxes}", "{boxes: boxs}", "my.yaml:11: no head 'boxs'; did you mean 'boxes'? (heads: seg, boxes, masks"),
+        ("[boxes]", "[seg, box]", "my.yaml:18: no head 'box'; did you mean 'boxes'?"),
+        ("{seg: [semantic]}", "{sge: [semantic]}", "my.yaml:26: no head 'sge'; did you mean 'seg'?"),
+        ("{seg: [semantic]}", "{seg: semantic}", "my.yaml:26: evaluate.metrics.seg: expected a list, not the text"),
+        ("heads.seg: {", "heads.sge: {", "my.yaml:24: no head 'sge'; did you mean 'seg'?"),
+        ("heads.seg: {", "seg: {", "my.yaml:24: no part 'seg'"),
+        ("  boxes: rcnn", "  ../x: rcnn", "my.yaml:8: '../x' is no name for one of the heads"),
+        ("  boxes: rcnn", "  seg: rcnn", "my.yaml:8: key 'seg' is given twice (first at my.yaml:4)"),
+        ("  boxes: rcnn", "  boxes: [", "not valid YAML"),
+        ("  boxes: rcnn", "  boxes: !!python/name:os.system ''", "my.yaml:8: tag "),
+        ("  boxes: rcnn", "  boxes: &a {name: rcnn, again: *a}", "my.yaml:8: "),
+        ("    train: {annotations: a.json}\n    val: {annotations: b.json}\n", "",
+         "my.yaml:13: source 'street' has neither 'train' nor 'val'"),
+        ("backbone: {name: timm, model: resnet18}", "", "my.yaml:2: a neck needs a backbone"),
+    ],
+)  # fmt: skip
+def test_mistakes_name_line_key_and_what_is_allowed(old: str, new: str, message: str) -> None:
+    assert old in TEXT
+    assert message in said(TEXT.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected a mapping with the keys backbone, neck, heads, sources, train, evaluate"),
+        ("- a", "expected a mapping with the keys"),
+        ("train: {steps: 3}", "missing key 'heads' in the pipeline"),
+        ("heads: {}", "my.yaml:1: a pipeline needs at least one head"),
+        ("heads: [a]", 'my.yaml:1: heads: expected a mapping, not ["a"]'),
+        ("heads: {a: x}\npath: y", "my.yaml:2: unknown key 'path' in the pipeline; allowed: backbone"),
+        ("heads: {a: x}\n? [b]\n: 3", "my.yaml:2: a key must be text"),
+        ("heads: {a: x}\n---\nheads: {a: x}", "my.yaml:2: not valid YAML"),
+        ("heads: {a: x\x00}", "my.yaml: not valid YAML"),
+    ],
+)
+def test_mistakes_at_the_top(text: str, message: str) -> None:
+    assert message in said(text)
+
+
+def test_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROOT", "/data: x")
+    monkeypatch.setenv("CHANNELS", "32")
+    text = 'heads:\n  a:\n    name: x\n    root: "${ROOT}/y"\n    n: ${CHANNELS}\n    t: "${CHANNELS}"\n    d: ${NO_SUCH:-7}'
+    assert parse_pipeline(text).heads["a"].args == {"root": "/data: x/y", "n": 32, "t": "32", "d": 7}
+    assert "my.yaml:7: environment variable NO_SUCH is not set" in said(text.replace(":-7", ""))
+    assert parse_pipeline("heads: {a: {name: x, s: $HOME, t: ~/a, u: '$(ls)'}}").heads["a"].args == {
+        "s": "$HOME", "t": "~/a", "u": "$(ls)"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("override", "reach", "value"),
+    [
+        ("train.steps=7", lambda p: p.train.steps, 7),
+        ("train.warmup.steps=7", lambda p: p.train.warmup.steps, 7),
+        ("train.optimizer={name: adamw}", lambda p: (p.train.optimizer.name, p.train.optimizer.lr), ("adamw", 0.01)),
+        ("train.parts.heads.seg.freeze=true", lambda p: p.train.parts["heads.seg"].freeze, True),
+        ("backbone.out=[1, 2]", lambda p: p.backbone.args["out"], [1, 2]),
+        ("neck.channels=64", lambda p: (p.neck.name, p.neck.args), ("fpn", {"channels": 64})),
+        ("neck=null", lambda p: p.neck, None),
+        ("heads.boxes.text=a=b", lambda p: p.heads["boxes"].args["text"], "a=b"),
+        ("heads.extra={name: rcnn}", lambda p: p.heads["extra"].name, "rcnn"),
+        ("sources.street.transforms.0.p=.5", lambda p: p.sources["street"].transforms[0].args, {"p": 0.5}),
+        ("sources.street.val.annotations=c.json", lambda p: p.sources["street"].val, {"annotations": "c.json"}),
+    ],
+)
+def test_overrides(override: str, reach, value: object) -> None:  # type: ignore[no-untyped-def]
+    assert reach(parse_pipeline(TEXT, overrides=[override])) == value
+
+
+def test_later_overrides_build_on_earlier_ones() -> None:
+    p = parse_pipeline(TEXT, overrides=["heads.more=rcnn", "heads.more.n=1", "train.parts={}", "train.clip=1"])
+    assert p.heads["more"].args == {"n": 1}
+    assert p.train.clip == 1.0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trian.steps=3", "--set trian.steps=3: unknown key 'trian' in the pipeline; did you mean 'train'?"),
+        ("train.stesp=3", "--set train.stesp=3: unknown key 'stesp' in train; did you mean 'steps'?"),
+        (
+            "train.optimiser.lr=3",
+            "--set train.optimiser.lr=3: unknown key 'optimiser' in train; did you mean 'optimizer'",
+        ),
+        ("train.steps=abc", "--set train.steps=abc: train.steps: expected an integer, not the text 'abc'"),
+        ("train.steps.x=1", "--set train.steps.x=1: train.steps is a value and holds no key 'x'"),
+        ("heads.sge.x=1", "--set heads.sge.x=1: no head 'sge'; did you mean 'seg'? (heads: seg, boxes, masks)"),
+        ("sources.x.y=1", "--set sources.x.y=1: no source 'x' (sources: street)"),
+        ("sources.street.transforms.4.x=1", "sources.street.transforms is a list of 2; expected an index below that"),
+        ("heads.seg.reads={a: nope}", "--set heads.seg.reads={a: nope}: no head 'nope'"),
+        ("train.clip=[", "--set train.clip=[: not valid YAML"),
+        ("train.clip=${NO_SUCH}", "--set train.clip=${NO_SUCH}: environment variable NO_SUCH is not set"),
+        ("train.steps", "--set train.steps: expected path.to.key=value"),
+        ("train..steps=1", "expected path.to.key=value"),
+    ],
+)
+def test_mistakes_in_overrides_name_the_option(override: str, message: str) -> None:
+    assert message in said(TEXT, override)
+
+
+def test_fail_names_the_nearest_key_that_is_known() -> None:
+    p = parse_pipeline(TEXT, "my.yaml", ["heads.boxes={name: y}"])
+    assert str(p.fail(("heads", "seg", "channels"), "too many")) == "my.yaml:6: too many"
+    assert str(p.fail(("heads", "seg", "dropout", 0), "no")) == "my.yaml:4: no"
+    assert str(p.fail(("heads", "boxes", "name"), "no")) == "--set heads.boxes={name: y}: no"
+
+
+def test_configs_import_no_torch() -> None:
+    import subprocess
+
+    code = "import visionkit.config, sys; assert not {'torch', 'cv2', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

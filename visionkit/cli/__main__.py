@@ -1,0 +1,5 @@
+"""``python -m visionkit.cli``."""
+
+from visionkit.cli import main
+
+main()
