@@ -43,7 +43,7 @@ class SemanticEvaluator(Evaluator):
         self.ignore, self.per_class = ignore, per_class
         # By image, the cells of its confusion matrix (truth * classes + prediction) that are not 0, and their counts:
         # an image that two processes saw must count once.
-        self.images: dict[int | str, tuple[list[int], list[int]]] = {}
+        self.images: dict[int | str, tuple[np.ndarray, np.ndarray]] = {}
 
     def add(
         self, predictions: Sequence[Prediction], targets: Sequence[Target | None], info: Sequence[ImageInfo]
@@ -61,9 +61,9 @@ class SemanticEvaluator(Evaluator):
             name = f"image {image.id} ({image.path})" if image.path else f"image {image.id}"
             cells = _confusion(truth, seen, len(self.labels), self.ignore, name)
             where = np.flatnonzero(cells)
-            self.images[image.id] = where.tolist(), cells[where].tolist()
+            self.images[image.id] = where, cells[where]
 
-    def state(self) -> dict[int | str, tuple[list[int], list[int]]]:
+    def state(self) -> dict[int | str, tuple[np.ndarray, np.ndarray]]:
         return self.images
 
     def merge(self, states: Collection[Any]) -> None:

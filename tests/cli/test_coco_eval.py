@@ -1,0 +1,80 @@
+"""``visionkit coco-eval``: the official numbers to the last digit, without torch, and one line for a mistake."""
+
+import gzip
+import json
+import subprocess
+import sys
+
+import pytest
+
+from visionkit.cli import main
+
+NAMES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
+
+
+@pytest.fixture(scope="module")
+def golden(repository, tmp_path_factory):
+    """The folder of real annotations, example detections and official numbers."""
+    folder = tmp_path_factory.mktemp("golden")
+    for file in (repository / "tests/data/coco_eval_golden").iterdir():
+        data = file.read_bytes()
+        (folder / file.name.removesuffix(".gz")).write_bytes(gzip.decompress(data) if file.suffix == ".gz" else data)
+    return folder
+
+
+def call(golden, kind, *more, dt=None):
+    """Exit status of the command."""
+    dt = dt or golden / f"dt_{kind}.json"
+    gt = golden / "gt_instances_val2014_100.json"
+    try:
+        main(["coco-eval", "--gt", str(gt), "--dt", str(dt), "--type", kind, *map(str, more)])
+    except SystemExit as end:
+        return end.code or 0
+    return 0
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+@pytest.mark.parametrize("backend", ["fast", "pycocotools"])
+def test_prints_the_expected_numbers(golden, kind, backend, capsys, tmp_path):
+    assert call(golden, kind, "--backend", backend, "--json", tmp_path / "out" / "metrics.json") == 0
+    expected = json.loads((golden / "expected_stats.json").read_text())[kind]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [[name, f"{value:.6f}"] for name, value in zip(NAMES, expected)]
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert {name: round(value, 6) for name, value in written.items()} == dict(zip(NAMES, expected))
+
+
+def test_per_class(golden, capsys):
+    assert call(golden, "bbox", "--per-class") == 0
+    out = capsys.readouterr().out
+    assert "AP/person" in out
+    assert len(out.splitlines()) == len(NAMES) + 80
+
+
+def test_mistakes_are_one_line_and_status_2(golden, capfd, tmp_path):
+    bad = tmp_path / "bad.json"
+    record = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 5, 5], "score": 1}
+    for text, message in (
+        (json.dumps([record]), "the ground truth has no image_id 1"),
+        ("[{]", f"{bad}:1: not valid JSON"),
+        ("{}", "COCO results are a list of detections"),
+    ):
+        bad.write_text(text)
+        assert call(golden, "bbox", dt=bad) == 2
+        error = capfd.readouterr().err
+        assert message in error
+        assert len(error.strip().splitlines()) == 1, error
+    assert call(golden, "bbox", dt=tmp_path / "none.json") == 2
+    assert "none.json: No such file or directory" in capfd.readouterr().err
+    assert call(golden, "boxes", dt=bad) == 2
+
+
+def test_needs_no_torch(golden):
+    code = (
+        "import sys; from visionkit.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert not {'torch', 'cv2', 'timm'} & set(sys.modules)"
+    )
+    files = ["--gt", golden / "gt_instances_val2014_100.json", "--dt", golden / "dt_bbox.json"]
+    subprocess.run([sys.executable, "-c", code, "coco-eval", *map(str, files), "--type", "bbox"], check=True)
