@@ -166,7 +166,7 @@ def test_pipelines_are_valid(repository: Path) -> None:
     plugins, seen = PluginManager(), 0
     for page in pages(repository):
         for block in blocks(page, "yaml"):
-            if block.startswith("backbone:"):  # a whole one
+            if block.startswith("backbone:") and "\nheads:" in block:  # a whole one
                 check_arguments(parse_pipeline(block, str(page.relative_to(repository))), plugins)
                 seen += 1
     assert seen >= 3
