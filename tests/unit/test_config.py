@@ -107,30 +107,30 @@ def test_a_file_is_found_by_path(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(TEXT)
     assert load_pipeline(str(tmp_path / "a.yaml")) == parse_pipeline(TEXT)
     (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00bad")
-    with pytest.raises(PipelineError, match="b.yaml: cannot be read"):
+    with pytest.raises(PipelineError, match=r"b.yaml: cannot be read"):
         load_pipeline(str(tmp_path / "b.yaml"))
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("train:\n  steps", "trian:\n  steps", "my.yaml:21: unknown key 'trian' in the pipeline; did you mean 'train'?"),
-        ("  steps: 20", "  stesp: 20", "my.yaml:22: unknown key 'stesp' in train; did you mean 'steps'? allowed: steps,"),
+        ("train:\n  steps", "trian:\n  steps", "my.yaml:21: unknown key 'trian' in the pipeline; did you mean 'train'"),
+        ("  steps: 20", "  stesp: 20", "my.yaml:22: unknown key 'stesp' in train; did you mean 'steps'? allowed: st"),
         ("steps: 20", "steps: many", "my.yaml:22: train.steps: expected an integer, not the text 'many'"),
         ("steps: 20", "steps: '20'", "my.yaml:22: train.steps: expected an integer, not the text '20'"),
         ("steps: 20", "steps: 2.5", "my.yaml:22: train.steps: expected an integer, not 2.5"),
         ("steps: 20", "steps: 0", "my.yaml:22: train.steps: expected greater than or equal to 1, not 0"),
         ("steps: 20", "channels_last: 1", "my.yaml:22: train.channels_last: expected true or false, not 1"),
         ("steps: 20", "channels_last: yes", "my.yaml:22: train.channels_last: expected true or false, not the text"),
-        ("{lr: 1e-3}", "{name: sdg}", "my.yaml:23: train.optimizer.name: expected 'sgd' or 'adamw', not the text 'sdg'; "
-         "did you mean 'sgd'?"),
+        ("{lr: 1e-3}", "{name: sdg}", "my.yaml:23: train.optimizer.name: expected 'sgd' or 'adamw', not the text "
+         "'sdg'; did you mean 'sgd'?"),
         ("{lr: 1e-3}", "{betas: [0.9]}", "my.yaml:23: train.optimizer.betas: expected more items, not [0.9]"),
         ("{lr: 1e-3}", "{betas: [0.9, 1, 2]}", "expected at most 2 items, not [0.9, 1, 2]"),
         ("{lr_scale: 0.5}", "{lr: 3}", "unknown key 'lr' in train.parts.heads.seg; did you mean 'lr_scale'?"),
         ("name: semantic_fpn", "nam: semantic_fpn", "my.yaml:4: missing key 'name' in heads.seg"),
         ("  boxes: rcnn", "  boxes: 3", "my.yaml:8: heads.boxes: expected a mapping, not 3"),
         ("  boxes: rcnn", "  boxes: {name: [a]}", "my.yaml:8: heads.boxes.name: expected text, not [\"a\"]"),
-        ("{boxes: boxes}", "{boxes: boxs}", "my.yaml:11: no head 'boxs'; did you mean 'boxes'? (heads: seg, boxes, masks"),
+        ("{boxes: boxes}", "{boxes: boxs}", "my.yaml:11: no head 'boxs'; did you mean 'boxes'? (heads: seg, boxes"),
         ("[boxes]", "[seg, box]", "my.yaml:18: no head 'box'; did you mean 'boxes'?"),
         ("{seg: [semantic]}", "{sge: [semantic]}", "my.yaml:26: no head 'sge'; did you mean 'seg'?"),
         ("{seg: [semantic]}", "{seg: semantic}", "my.yaml:26: evaluate.metrics.seg: expected a list, not the text"),
@@ -172,7 +172,8 @@ def test_mistakes_at_the_top(text: str, message: str) -> None:
 def test_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROOT", "/data: x")
     monkeypatch.setenv("CHANNELS", "32")
-    text = 'heads:\n  a:\n    name: x\n    root: "${ROOT}/y"\n    n: ${CHANNELS}\n    t: "${CHANNELS}"\n    d: ${NO_SUCH:-7}'
+    lines = ["heads:", "  a:", "    name: x", '    root: "${ROOT}/y"', "    n: ${CHANNELS}", '    t: "${CHANNELS}"']
+    text = "\n".join([*lines, "    d: ${NO_SUCH:-7}"])
     assert parse_pipeline(text).heads["a"].args == {"root": "/data: x/y", "n": 32, "t": "32", "d": 7}
     assert "my.yaml:7: environment variable NO_SUCH is not set" in said(text.replace(":-7", ""))
     assert parse_pipeline("heads: {a: {name: x, s: $HOME, t: ~/a, u: '$(ls)'}}").heads["a"].args == {
@@ -213,7 +214,7 @@ def test_later_overrides_build_on_earlier_ones() -> None:
         ("train.stesp=3", "--set train.stesp=3: unknown key 'stesp' in train; did you mean 'steps'?"),
         (
             "train.optimiser.lr=3",
-            "--set train.optimiser.lr=3: unknown key 'optimiser' in train; did you mean 'optimizer'",
+            "--set train.optimiser.lr=3: unknown key 'optimiser' in train; did you mean 'opt",
         ),
         ("train.steps=abc", "--set train.steps=abc: train.steps: expected an integer, not the text 'abc'"),
         ("train.steps.x=1", "--set train.steps.x=1: train.steps is a value and holds no key 'x'"),

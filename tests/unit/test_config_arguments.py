@@ -126,11 +126,11 @@ def test_right_arguments_pass(plugins: PluginManager) -> None:
     [
         ("channels", "chanels", "my.yaml:6: unknown key 'chanels' in head 'first' (seg); did you mean 'channels'? "
          "allowed: channels, sizes, dropout, norm, levels"),
-        ("channels: 3", "channels: many", "my.yaml:6: 'channels' of head 'first' (seg): expected an integer, not the text "
-         "'many'"),
+        ("channels: 3", "channels: many", "my.yaml:6: 'channels' of head 'first' (seg): expected an integer, not the "
+         "text 'many'"),
         ("channels: 3", "channels: '3'", "expected an integer, not the text '3'"),
         ("channels: 3", "channels: true", "expected an integer, not true"),
-        ("channels: 3", "sizes: [1, x]", "my.yaml:6: 'sizes.1' of head 'first' (seg): expected an integer, not the text"),
+        ("channels: 3", "sizes: [1, x]", "my.yaml:6: 'sizes.1' of head 'first' (seg): expected an integer, not the"),
         ("channels: 3", "sizes: 3", "'sizes' of head 'first' (seg): expected a list, not 3"),
         ("channels: 3", "norm: gruop", "expected 'batch' or 'group', not the text 'gruop'; did you mean 'group'?"),
         ("name: seg", "name: sge", "my.yaml:5: no head 'sge'; did you mean 'seg'?"),
@@ -147,7 +147,7 @@ def test_right_arguments_pass(plugins: PluginManager) -> None:
         ("annotations: b", "anotations: b", "my.yaml:14: unknown key 'anotations' in source 'street' (files)"),
         ("annotations: b.json", "annotations: b.json\n      limit: x", "my.yaml:15: 'limit' of source 'street'"),
         ("annotations: a.json", "", "my.yaml:12: missing key 'annotations' in source 'street' (files)"),
-        ("by: 2", "by: 2, crop: {x: y}", "my.yaml:17: 'crop.x' of transform 'grow': expected an integer, not the text 'y'"),
+        ("by: 2", "by: 2, crop: {x: y}", "my.yaml:17: 'crop.x' of transform 'grow': expected an integer, not the"),
         ("by: 2", "", "my.yaml:17: missing key 'by' in transform 'grow'"),
         ("weights", "wieghts", "my.yaml:16: unknown key 'wieghts' in balancer 'weigh'"),
     ],

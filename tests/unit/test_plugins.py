@@ -129,7 +129,7 @@ def test_a_broken_plugin_is_left_out_and_stops_nobody(write: Callable[[str, str]
     assert "\n" not in str(problem)
     assert plugins.load("transform", "mirror")
     assert not any("broken.py" in c.plugin for c in plugins.components())
-    with pytest.raises(PluginError, match="plugins that failed to load: plugin .*broken.py"):
+    with pytest.raises(PluginError, match=r"plugins that failed to load: plugin .*broken.py"):
         plugins.find("head", "in_the_broken_one")
 
 
@@ -188,7 +188,7 @@ def test_a_class_in_the_working_directory_needs_no_packaging(
 
 def test_a_component_that_cannot_be_imported_says_why(write: Callable[[str, str], str]) -> None:
     plugins = manager(write("mine.py", GOOD.replace(":Mirror", ":Miror")))
-    with pytest.raises(PluginError, match="transform 'mirror' of .*mine.py cannot be loaded: .*did you mean 'Mirror'"):
+    with pytest.raises(PluginError, match=r"transform 'mirror' of .*mine.py cannot be loaded: .*did you mean 'Mirror'"):
         plugins.load("transform", "mirror")
     (listed,) = [c for c in plugins.components("transform") if c.component.name == "mirror"]
     assert listed.load == "failed"
