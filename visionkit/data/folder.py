@@ -88,7 +88,8 @@ class FolderSource(Source):
         path = self._images[index]
         image = read_image(path)
         size = (image.shape[1], image.shape[2])
-        sample = Sample(image, ImageInfo(id=os.path.relpath(path, self._root), path=path, original_size=size, size=size))
+        name = os.path.relpath(path, self._root)
+        sample = Sample(image, ImageInfo(id=name, path=path, original_size=size, size=size))
         if "semantic" in tasks and self._masks:
             sample.targets["semantic"] = SemanticTarget(torch.from_numpy(self._label_map(self._masks[index], size)))
         return sample

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
+from visionkit.layers import rle
+
 THINGS = ("circle", "square", "triangle", "star", "robot")
 STUFF = ("sky", "grass", "water", "sand")
 COLORS = {
@@ -88,8 +90,8 @@ def _draw_thing(rng: np.random.Generator, scene: Scene, radius: float) -> bool:
         mask, keypoints = _draw_robot(rng, canvas, center, radius)
         thing = Thing(0, kind, 0, keypoints=keypoints)
     else:
-        outline = center + radius * _rotate(_OUTLINES[kind], rng.uniform(-math.pi, math.pi))
-        mask = _draw_shape(rng, canvas, outline, radius)
+        outline = np.round(center + radius * _rotate(_OUTLINES[kind], rng.uniform(-math.pi, math.pi)), 2)
+        mask = _draw_shape(rng, canvas, center, outline, radius)
         inside = (outline >= 0).all() and (outline < (width, height)).all()
         thing = Thing(0, kind, 0, polygon=outline if inside else None)
     return _keep(scene, thing, canvas, mask)
@@ -143,21 +145,27 @@ def _vivid(rng: np.random.Generator) -> np.ndarray:
     return np.array(colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.65, 0.95), rng.uniform(0.75, 1.0)), np.float32) * 255
 
 
-def _draw_shape(rng: np.random.Generator, canvas: np.ndarray, outline: np.ndarray, radius: float) -> np.ndarray:
-    """Draw a filled outline with a shadow; returns the pixels (H, W) bool that it covers."""
+def _draw_shape(
+    rng: np.random.Generator, canvas: np.ndarray, center: np.ndarray, outline: np.ndarray, radius: float
+) -> np.ndarray:
+    """Draw a filled outline with an edge and a shadow; returns the pixels (H, W) bool that COCO counts inside it."""
     height, width = canvas.shape[:2]
+    stroke = max(1, round(radius / 14))
+    mask = rle.decode(rle.from_polygons([outline.ravel().tolist()], height, width)).astype(bool)
+    # OpenCV fills half a pixel, and the edge half its width, beyond the line that they are given.
+    outline = center + (outline - center) * (1 - (0.5 + stroke / 2) / radius)
     alpha = np.zeros((height, width), np.uint8)
     cv2.fillPoly(alpha, [_fixed(outline)], 255, cv2.LINE_AA, _FINE)
     _shade(canvas, alpha, radius)
     x, y, w, h = cv2.boundingRect(alpha)
     if w == 0 or h == 0:
-        return alpha > 127
+        return mask
     patch, weight = canvas[y : y + h, x : x + w], alpha[y : y + h, x : x + w, None].astype(np.float32) / 255
     fill = _fill(rng, h, w)
     canvas[y : y + h, x : x + w] = patch + (fill - patch) * weight
     edge = tuple(int(v) for v in fill.mean((0, 1)) * 0.45)
-    cv2.polylines(canvas, [_fixed(outline)], True, edge, max(1, round(radius / 14)), cv2.LINE_AA, _FINE)
-    return alpha > 127
+    cv2.polylines(canvas, [_fixed(outline)], True, edge, stroke, cv2.LINE_AA, _FINE)
+    return mask
 
 
 def _fill(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -201,7 +209,7 @@ def _draw_crowd(rng: np.random.Generator, scene: Scene) -> None:
     radius = 0.035 * min(height, width)
     for _ in range(int(rng.integers(12, 24))):
         spot = middle + rng.normal(size=2) * radius * (3.2, 1.8)
-        mask |= _draw_shape(rng, canvas, spot + radius * _OUTLINES["circle"] * rng.uniform(0.8, 1.2), radius)
+        mask |= _draw_shape(rng, canvas, spot, spot + radius * _OUTLINES["circle"] * rng.uniform(0.8, 1.2), radius)
     _keep(scene, Thing(0, "circle", 0, crowd=True), canvas, mask)
 
 
