@@ -172,8 +172,8 @@ def _from_memory(
     truth = check_truth(data, where, type)
     data, where = _read(detections, "detections")
     # Where the ground truth does not say it, any number of keypoints will do.
-    guesses = [] if sigmas is None else sigmas, data if isinstance(data, list) else []
-    points = number_of_keypoints(truth) or len(guesses[0]) or number_of_keypoints({"annotations": guesses[1]})
+    found = {"annotations": data if isinstance(data, list) else []}
+    points = number_of_keypoints(truth) or (0 if sigmas is None else len(sigmas)) or number_of_keypoints(found)
     falloff = _sigmas(sigmas, points) if type == "keypoints" else None
     results = check_results(data, truth, where, type, points)
 
