@@ -43,9 +43,11 @@ def test_the_command_line_is_light_until_it_works(arguments: list[str]) -> None:
     assert not modules & HEAVY
 
 
-def test_help_imports_no_plugin() -> None:
-    modules = modules_after("from visionkit.cli import main\nmain(['--help'])")
-    assert not {m for m in modules if m.startswith("visionkit_")} | (modules & {"pydantic", "rich", "yaml"})
+@pytest.mark.parametrize("argument", ["--help", "plugins"])
+def test_what_is_asked_for_most_imports_least(argument: str) -> None:
+    modules = modules_after(f"from visionkit.cli import main\nmain(['{argument}'])")
+    assert not modules & {"pydantic", "rich", "yaml"}
+    assert any(m.startswith("visionkit_") for m in modules) == (argument == "plugins")
 
 
 def test_listing_plugins_loads_no_component() -> None:

@@ -31,8 +31,9 @@ mend, ends with ``raise typer.Exit(2)`` where it has said so itself, and otherwi
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -60,19 +61,35 @@ COMMANDS = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command line and exit: 0 done, 2 the user's mistake, 130 interrupted, 1 anything else."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    # Only the command that is asked for is imported; help and misspelt names need them all.
-    only = arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS
     try:
-        build_app(only)(arguments, prog_name="visionkit")
+        try:
+            run(sys.argv[1:] if arguments is None else list(arguments))
+        finally:
+            sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        # The reader has left. Python's own flush at exit must not complain about that either.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception:
         traceback.print_exc()
         sys.exit(1)
+
+
+def run(arguments: list[str]) -> None:
+    """Run one command line; what goes wrong is raised, ``SystemExit`` among it."""
+    if arguments == ["plugins"]:
+        # To read options, typer imports pydantic, which takes longer than all the rest of this command.
+        importlib.import_module("visionkit.cli.plugins").command()
+        sys.exit(0)
+    # Only the command that is asked for is imported; help and misspelt names need them all.
+    only = arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS
+    build_app(only)(arguments, prog_name="visionkit")
 
 
 def build_app(commands: Sequence[str] = COMMANDS) -> typer.Typer:
@@ -81,10 +98,7 @@ def build_app(commands: Sequence[str] = COMMANDS) -> typer.Typer:
     app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.callback()(_root)
     for name in commands:
-        module = f"{__name__}.{name.replace('-', '_')}"
-        if importlib.util.find_spec(module) is None:
-            continue
-        command = importlib.import_module(module).command
+        command = importlib.import_module(f"{__name__}.{name.replace('-', '_')}").command
         app.command(name, short_help=(command.__doc__ or "").partition("\n")[0])(command)
     return app
 
