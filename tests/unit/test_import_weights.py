@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models import detection
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -44,7 +46,7 @@ def spread(layer: nn.Module, std: float, run: Callable[[], object]) -> None:
 def random_reference(name: str, images: list[Tensor]) -> nn.Module:
     make = getattr(detection, name.removeprefix("torchvision/"))
     torch.manual_seed(0)
-    options = {"box_detections_per_img": 12, "rpn_post_nms_top_n_test": 100}  # for time; both are in the pipeline too
+    options = {"box_detections_per_img": 12, "rpn_post_nms_top_n_test": 30}  # for time; both are in the pipeline too
     model = make(weights=None, weights_backbone=None, min_size=96, max_size=160, **options).eval()
     for module in model.backbone.body.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -56,10 +58,20 @@ def random_reference(name: str, images: list[Tensor]) -> nn.Module:
         features = model.backbone(batch.tensors)
         for layer, std in ((rpn.cls_logits, 2.0), (rpn.bbox_pred, 0.3)):
             spread(layer, std, lambda: model.rpn(batch, features))
-        pooled = model.roi_heads.box_roi_pool(features, model.rpn(batch, features)[0], batch.image_sizes)
-        for layer, std in ((boxes.cls_score, 3.0), (boxes.bbox_pred, 1.0)):
-            spread(layer, std, lambda: boxes(model.roi_heads.box_head(pooled)))
+        heads, proposals = model.roi_heads, model.rpn(batch, features)[0]
+        pooled = heads.box_roi_pool(features, proposals, batch.image_sizes)
+        for layer, std in ((boxes.cls_score, 2.0), (boxes.bbox_pred, 0.5)):
+            spread(layer, std, lambda: boxes(heads.box_head(pooled)))
+        if "mask" in name:  # else its masks are all 0 or 1, and where they meet exactly at 0.5 the last bit decides
+            pooled = heads.mask_head(heads.mask_roi_pool(features, proposals, batch.image_sizes))
+            spread(heads.mask_predictor.mask_fcn_logits, 2.0, lambda: heads.mask_predictor(pooled))
     return model
+
+
+def blocks(height: int, width: int) -> Tensor:
+    """An image of coloured rectangles; of noise a random network would see the same everywhere."""
+    coarse = torch.randint(0, 256, (1, 3, 5, 7), dtype=torch.uint8)
+    return F.interpolate(coarse, size=(height, width))[0]
 
 
 @pytest.mark.parametrize(("name", "parameters"), [(MASK, 44_401_393), (KEYPOINT, 59_137_258)])
@@ -73,7 +85,7 @@ def test_imported_run_finds_what_torchvision_finds(name: str, parameters: int, t
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
     command(name, tmp_path / "weights.pth", tmp_path / "run")
 
-    few = ("heads.boxes.detections=12", "heads.boxes.rpn_after_nms=100")
+    few = ("heads.boxes.detections=12", "heads.boxes.rpn_after_nms=30")
     run = load_model(tmp_path / "run", PluginManager(), few)
     assert sum(p.numel() for p in run.model.parameters()) == parameters
     assert [(t.name, t.args) for t in run.pipeline.evaluate.transforms] == [
@@ -84,15 +96,18 @@ def test_imported_run_finds_what_torchvision_finds(name: str, parameters: int, t
         resize(Sample(image, ImageInfo(i, "", tuple(image.shape[-2:]), tuple(image.shape[-2:]))))
         for i, image in enumerate(pixels)
     ]
-    batch = collate(samples)
+    batch = collate(samples).normalised(run.model.mean, run.model.std)
+    theirs_in = theirs.transform(images)[0].tensors
+    torch.testing.assert_close(batch.images, theirs_in, atol=5e-6, rtol=0)
     with torch.no_grad():
         expected = theirs(images)
-        got = run.model.predict(batch.normalised(run.model.mean, run.model.std))
+        # On the very same pixels: a random network, made lively, magnifies the last bit a thousandfold.
+        got = run.model.predict(replace(batch, images=theirs_in))
     for row, want in enumerate(expected):
         assert len(want["boxes"]) == 12
         boxes = got["boxes"][row]
-        torch.testing.assert_close(boxes.boxes, want["boxes"], atol=2e-3, rtol=0)
-        torch.testing.assert_close(boxes.scores, want["scores"], atol=1e-4, rtol=0)
+        torch.testing.assert_close(boxes.boxes, want["boxes"], atol=1e-4, rtol=0)
+        torch.testing.assert_close(boxes.scores, want["scores"], atol=1e-5, rtol=0)
         ids = torch.tensor(run.labels["boxes"].ids)[boxes.labels]
         assert torch.equal(ids, want["labels"])
         if name == MASK:
@@ -101,7 +116,7 @@ def test_imported_run_finds_what_torchvision_finds(name: str, parameters: int, t
                 assert (own & mask).sum() >= 0.999 * (own | mask).sum()
         else:
             points = got["keypoints"][row].keypoints
-            torch.testing.assert_close(points[..., :2], want["keypoints"][..., :2], atol=1e-2, rtol=0)
+            torch.testing.assert_close(points[..., :2], want["keypoints"][..., :2], atol=1e-4, rtol=0)
 
 
 def test_labels_are_those_of_coco() -> None:

@@ -393,7 +393,7 @@ def test_training_mode_changes_nothing() -> None:
     seen = []
     for mode in (True, False):
         torch.manual_seed(5)
-        losses, _ = model.train(mode)(batch)
+        losses, _ = model.train(mode).losses(batch)
         seen.append((losses, model.predict(batch)))
     torch.testing.assert_close(seen[0][0], seen[1][0], rtol=0, atol=0)
     for head in ("boxes", "masks", "keypoints"):
@@ -502,7 +502,7 @@ def test_cuda_agrees_with_cpu() -> None:
     again = model.predict(batch.to("cuda"))
     torch.testing.assert_close(again["boxes"][0].scores.cpu(), predicted["boxes"][0].scores, rtol=1e-2, atol=1e-3)
     with torch.autocast("cuda", torch.bfloat16):
-        assert total(model(batch.to("cuda"))[0]).isfinite()
+        assert total(model.losses(batch.to("cuda"))[0]).isfinite()
 
 
 def test_parameter_counts_of_the_papers_heads() -> None:
