@@ -102,7 +102,7 @@ def train(
         batch_size=pipeline.train.batch_size,
         seed=pipeline.train.seed,
         start_step=run.step * accumulate,
-        steps=(pipeline.train.steps - run.step) * accumulate,
+        steps=pipeline.train.steps * accumulate,
         workers=pipeline.train.workers,
         rank=fabric.global_rank,
         world_size=fabric.world_size,

@@ -1,0 +1,122 @@
+"""Whole runs of a tiny pipeline: what they leave behind, and that they can be killed and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from visionkit.config import load_pipeline
+from visionkit.errors import RunError, UserError
+from visionkit.model.run import RunFolder, load_model, load_weights
+from visionkit.plugins import PluginManager
+from visionkit.train import train
+
+KILLER = """
+import os, signal
+from visionkit import hookimpl
+
+@hookimpl
+def visionkit_step_done(run, step, losses):
+    if step == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture(scope="module")
+def done(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    train(load_pipeline(str(tiny)), PluginManager(), out, accelerator="cpu")
+    return out
+
+
+def test_a_run_leaves_everything_that_later_commands_need(done: Path):
+    metrics = json.loads((done / "metrics.json").read_text())
+    for key in ("things/boxes/AP50", "things/masks/AP", "things/keypoints/AP", "stuff/semantic/mIoU"):
+        assert key in metrics
+    lines = [json.loads(line) for line in (done / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 6]
+    assert {"semantic/cross_entropy", "boxes/rpn_box", "masks/mask", "keypoints/keypoint"} <= set(lines[-2]["losses"])
+    assert {p.name for p in (done / "predictions" / "things").iterdir()} == {"boxes.json", "masks.json", "keypoints.json"}
+    assert len(list((done / "pictures").rglob("*.jpg"))) == 2
+    assert not [p for p in done.rglob(".*") if p.is_file()], "something half-written was left behind"
+    loaded = load_model(done, PluginManager())
+    assert loaded.labels["masks"].names == loaded.labels["boxes"].names
+
+
+def test_the_average_is_what_the_run_folder_holds(done: Path):
+    checkpoint = torch.load(done / "checkpoints" / "last.pt", weights_only=True)
+    weights = load_weights(RunFolder(done).weights_file)
+    assert all(torch.equal(weights[name], value) for name, value in checkpoint["average"].items())
+    assert any(not torch.equal(weights[name], value) for name, value in checkpoint["model"].items())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_run_resumes_to_the_same_bits(tiny: Path, done: Path, tmp_path: Path, workers: int):
+    killer = tmp_path / "killer.py"
+    killer.write_text(KILLER)
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "visionkit", "train", str(tiny), "--out", str(out), "--accelerator", "cpu"]
+    options = ["--plugin", str(killer), "--set", f"train.workers={workers}"]
+    killed = subprocess.run([*command, *options], capture_output=True, text=True, env=os.environ, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert torch.load(out / "checkpoints" / "last.pt", weights_only=True)["step"] == 4
+    assert not (out / "weights.safetensors").exists()
+
+    train(load_pipeline(str(tiny), [f"train.workers={workers}"]), PluginManager(), out, resume=True, accelerator="cpu")
+    whole, resumed = (torch.load(run / "checkpoints" / "last.pt", weights_only=True) for run in (done, out))
+    for part in ("model", "average"):
+        assert whole[part].keys() == resumed[part].keys()
+        assert all(torch.equal(value, resumed[part][name]) for name, value in whole[part].items())
+    assert (done / "metrics.json").read_text() == (out / "metrics.json").read_text()
+    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6, 6]
+
+
+def test_a_run_is_not_overwritten(tiny: Path, done: Path):
+    with pytest.raises(RunError, match="already holds a run: go on with --resume"):
+        train(load_pipeline(str(tiny)), PluginManager(), done, accelerator="cpu")
+
+
+def test_a_checkpoint_of_another_pipeline_is_refused(tiny: Path, done: Path):
+    other = load_pipeline(str(tiny), ["heads.masks.convs=[16]"])
+    with pytest.raises(RunError, match=r"saved by another pipeline: heads\.masks\.convs was \[8\] and is now \[16\]"):
+        train(other, PluginManager(), done, resume=True, accelerator="cpu")
+
+
+def test_a_loss_that_is_not_finite_names_head_and_images(tiny: Path, tmp_path: Path):
+    pipeline = load_pipeline(str(tiny), ["train.optimizer.lr=1e+30", "train.clip=null", "train.warmup.factor=1.0"])
+    with pytest.raises(UserError, match=r"loss '\w+' of head '\w+' is (nan|inf|-inf) at step \d+; its images: .*\.jpg"):
+        train(pipeline, PluginManager(), tmp_path / "out", accelerator="cpu")
+
+
+def test_parts_learn_at_their_own_rate_or_not_at_all(tiny: Path, tmp_path: Path):
+    changes = ["train.parts={backbone: {freeze: true}, heads.semantic: {lr_scale: 0.0, weight_decay: 0.0}}", "train.ema=null"]
+    pipeline = load_pipeline(str(tiny), [*changes, "train.steps=1", "evaluate.max_images=1"])
+    torch.manual_seed(pipeline.train.seed)
+    train(pipeline, PluginManager(), tmp_path / "out", accelerator="cpu")
+    checkpoint = torch.load(tmp_path / "out" / "checkpoints" / "last.pt", weights_only=True)
+    rates = {group["lr_scale"] for group in checkpoint["optimizers"]["main"]["param_groups"]}
+    assert rates == {0.0, 1.0}
+
+
+def test_accumulated_batches_give_the_gradient_of_one_large_batch(tiny: Path):
+    """Checked on a head whose loss is a mean over equally many pixels an image, without batch norm in between."""
+    from visionkit.train.balance import Fixed
+
+    torch.manual_seed(0)
+    weight = torch.randn(4, requires_grad=True)
+    images = torch.randn(6, 4)
+    balancer = Fixed({"h": ("l",)})
+    balancer({"h": {"l": (images @ weight).square().mean()}}).backward()
+    whole = weight.grad.clone()
+    weight.grad = None
+    for part in images.split(3):
+        (balancer({"h": {"l": (part @ weight).square().mean()}}) / 2).backward()
+    assert torch.allclose(weight.grad, whole, atol=1e-6)
