@@ -43,6 +43,7 @@ def command(
             "error": problem.reason,
         }
         for problem in plugins.problems
+        if problem.plugin not in {listed.plugin for listed in plugins.components()}  # a contested name is listed above
     ]
     if json_file:
         write_text(json_file, json.dumps(rows, indent=2) + "\n")
