@@ -46,7 +46,7 @@ def spread(layer: nn.Module, std: float, run: Callable[[], object]) -> None:
 def random_reference(name: str, images: list[Tensor]) -> nn.Module:
     make = getattr(detection, name.removeprefix("torchvision/"))
     torch.manual_seed(0)
-    options = {"box_detections_per_img": 12, "rpn_post_nms_top_n_test": 30}  # for time; both are in the pipeline too
+    options = {"box_detections_per_img": 5, "rpn_post_nms_top_n_test": 30}  # for time; both are in the pipeline too
     model = make(weights=None, weights_backbone=None, min_size=96, max_size=160, **options).eval()
     for module in model.backbone.body.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -85,7 +85,7 @@ def test_imported_run_finds_what_torchvision_finds(name: str, parameters: int, t
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
     command(name, tmp_path / "weights.pth", tmp_path / "run")
 
-    few = ("heads.boxes.detections=12", "heads.boxes.rpn_after_nms=30")
+    few = ("heads.boxes.detections=5", "heads.boxes.rpn_after_nms=30")
     run = load_model(tmp_path / "run", PluginManager(), few)
     assert sum(p.numel() for p in run.model.parameters()) == parameters
     assert [(t.name, t.args) for t in run.pipeline.evaluate.transforms] == [
@@ -104,7 +104,7 @@ def test_imported_run_finds_what_torchvision_finds(name: str, parameters: int, t
         # On the very same pixels: a random network, made lively, magnifies the last bit a thousandfold.
         got = run.model.predict(replace(batch, images=theirs_in))
     for row, want in enumerate(expected):
-        assert len(want["boxes"]) == 12
+        assert len(want["boxes"]) == 5
         boxes = got["boxes"][row]
         torch.testing.assert_close(boxes.boxes, want["boxes"], atol=1e-4, rtol=0)
         torch.testing.assert_close(boxes.scores, want["scores"], atol=1e-5, rtol=0)
