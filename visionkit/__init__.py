@@ -25,8 +25,6 @@ _WHERE = {
     "load": "visionkit.infer",
     "Predictor": "visionkit.infer",
     "load_pipeline": "visionkit.config",
-    "train": "visionkit.train",
-    "evaluate_run": "visionkit.evaluate",
 }
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from visionkit.config import load_pipeline
 from visionkit.errors import RunError, UserError
 from visionkit.model.run import RunFolder, load_model, load_weights
@@ -43,7 +44,11 @@ def test_a_run_leaves_everything_that_later_commands_need(done: Path):
     lines = [json.loads(line) for line in (done / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 6]
     assert {"semantic/cross_entropy", "boxes/rpn_box", "masks/mask", "keypoints/keypoint"} <= set(lines[-2]["losses"])
-    assert {p.name for p in (done / "predictions" / "things").iterdir()} == {"boxes.json", "masks.json", "keypoints.json"}
+    assert {p.name for p in (done / "predictions" / "things").iterdir()} == {
+        "boxes.json",
+        "masks.json",
+        "keypoints.json",
+    }
     assert len(list((done / "pictures").rglob("*.jpg"))) == 2
     assert not [p for p in done.rglob(".*") if p.is_file()], "something half-written was left behind"
     loaded = load_model(done, PluginManager())
@@ -97,7 +102,10 @@ def test_a_loss_that_is_not_finite_names_head_and_images(tiny: Path, tmp_path: P
 
 
 def test_parts_learn_at_their_own_rate_or_not_at_all(tiny: Path, tmp_path: Path):
-    changes = ["train.parts={backbone: {freeze: true}, heads.semantic: {lr_scale: 0.0, weight_decay: 0.0}}", "train.ema=null"]
+    changes = [
+        "train.parts={backbone: {freeze: true}, heads.semantic: {lr_scale: 0.0, weight_decay: 0.0}}",
+        "train.ema=null",
+    ]
     pipeline = load_pipeline(str(tiny), [*changes, "train.steps=1", "evaluate.max_images=1"])
     torch.manual_seed(pipeline.train.seed)
     train(pipeline, PluginManager(), tmp_path / "out", accelerator="cpu")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor, nn
+
 from visionkit.errors import UserError
 from visionkit.model import Backbone, Head, MultiTaskModel
 from visionkit.types import FeatureSpec, ImageInfo, LabelSet, Level, MixedBatch, Output, Prediction, SemanticTarget
@@ -86,7 +87,9 @@ def batch(**labelled: list[int]) -> MixedBatch:
     target = SemanticTarget(torch.zeros(8, 8, dtype=torch.uint8))
     info = tuple(ImageInfo(i, f"{i}.png", (8, 8), (8, 8)) for i in range(4))
     images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    return MixedBatch(images, info, {h: [target if i in rows else None for i in range(4)] for h, rows in labelled.items()})
+    return MixedBatch(
+        images, info, {h: [target if i in rows else None for i in range(4)] for h, rows in labelled.items()}
+    )
 
 
 def model(**heads: type[Head]) -> MultiTaskModel:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+
 from visionkit.errors import RunError, UserError
 from visionkit.train import checkpoint as checkpoints
 from visionkit.train.balance import Fixed
@@ -91,7 +92,9 @@ def test_a_disk_that_fills_while_torch_writes_is_one_clear_error(tmp_path: Path,
     import builtins
 
     real = builtins.open
-    monkeypatch.setattr(builtins, "open", lambda file, *a, **k: real("/dev/full" if "last.pt" in str(file) else file, *a, **k))
+    monkeypatch.setattr(
+        builtins, "open", lambda file, *a, **k: real("/dev/full" if "last.pt" in str(file) else file, *a, **k)
+    )
     with pytest.raises(RunError, match=r"cannot write checkpoint .*last\.pt"):
         save_checkpoint(tmp_path / "last.pt", {"weights": torch.zeros(1000)})
 

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from visionkit.types import IGNORE, BoxPrediction, FeatureSpec, ImageInfo, InstanceTarget, LabelSet, Level, SemanticTarget
+
+from visionkit.types import (
+    IGNORE,
+    BoxPrediction,
+    FeatureSpec,
+    ImageInfo,
+    InstanceTarget,
+    LabelSet,
+    Level,
+    SemanticTarget,
+)
 
 
 def instances(n: int = 3) -> InstanceTarget:
@@ -66,7 +76,9 @@ def test_a_rotated_input_is_undone():
 def test_coco_records_use_the_original_category_ids():
     labels = LabelSet(("cat", "dog"), ids=(17, 18))
     prediction = BoxPrediction(torch.tensor([[1.0, 2.0, 4.0, 8.0]]), torch.tensor([0.5]), torch.tensor([1]))
-    assert prediction.to_coco(7, labels) == [{"image_id": 7, "category_id": 18, "bbox": [1.0, 2.0, 3.0, 6.0], "score": 0.5}]
+    assert prediction.to_coco(7, labels) == [
+        {"image_id": 7, "category_id": 18, "bbox": [1.0, 2.0, 3.0, 6.0], "score": 0.5}
+    ]
 
 
 def test_label_sets_survive_a_run_folder_and_suggest_names():

@@ -43,7 +43,7 @@ def command(
     sources = build_sources(description, plugins, "val")
     if not sources:
         raise RunError(f"{pipeline or run}: nothing to evaluate on: no source has a `val` split "
-                       f"(give one with --set sources.NAME={{name: coco, val: {{...}}}} or --pipeline FILE)")  # fmt: skip
+                       f"(give one with --set sources.NAME={{name: coco, val: ...}} or --pipeline FILE)")  # fmt: skip
     where = pick_device(device)
     model = loaded.model.to(where)
     metrics = evaluate_model(

@@ -28,8 +28,6 @@ def command(
     description = load_pipeline(pipeline, overrides or [])
     folder = out or Path("runs") / description.name
     plugins = plugin_manager(plugin)
-    metrics = train(
-        description, plugins, folder, resume=resume, accelerator=accelerator, devices=devices, nodes=nodes
-    )
+    metrics = train(description, plugins, folder, resume=resume, accelerator=accelerator, devices=devices, nodes=nodes)
     print_metrics(metrics)
     typer.echo(f"run folder: {folder}")

@@ -13,7 +13,9 @@ def command(
     pipeline: PipelineName,
     overrides: Overrides = None,
     plugin: PluginFiles = None,
-    all_images: Annotated[bool, typer.Option("--all-images", help="Decode every image, not one batch a source.")] = False,
+    all_images: Annotated[
+        bool, typer.Option("--all-images", help="Decode every image, not one batch a source.")
+    ] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Build everything, run one batch of each source through every head, and say what would fail."""

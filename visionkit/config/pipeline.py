@@ -139,7 +139,7 @@ class TrainConfig:
         accumulate: batches whose gradients make one step.
         ema: decay of the moving average of weights, per step.
         init: weights to start from: a run folder or a safetensors file.
-        checkpoint_every: steps between checkpoints; ``None``: at the end only.
+        checkpoint_every: steps between checkpoints; ``None``: a tenth of the run.
         on_error: what to do about an image that cannot be read.
     """
 
@@ -161,7 +161,6 @@ class TrainConfig:
     transforms: list[ComponentConfig] = field(default_factory=list)
     checkpoint_every: Positive | None = None
     log_every: Positive = 20
-    keep_checkpoints: Positive = 1
     channels_last: bool = True
     on_error: Literal["fail", "skip"] = "fail"
     tensorboard: bool = False

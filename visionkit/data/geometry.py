@@ -66,16 +66,15 @@ class Geometry:
             values = cv2.resize(values, self.size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
         return cv2.flip(values, 1) if self.mirror else values
 
-    def image(self, image: Tensor, *, antialias: bool = True) -> Tensor:
-        """An image (3, H, W) uint8 or float32, resized bilinearly; ``antialias`` where it shrinks."""
+    def image(self, image: Tensor, *, antialias_below: float = 1.0) -> Tensor:
+        """An image (3, H, W) uint8 or float32, resized bilinearly; antialiased where it shrinks by more than a factor."""
         left, top, right, bottom = self.window
         height, width = self.size
-        if antialias and (height < bottom - top or width < right - left):
-            part = image[None, :, top:bottom, left:right]
-            out = F.interpolate(part, size=self.size, mode="bilinear", antialias=True)[0]
-            return out.flip(2) if self.mirror else out
         pixels = as_hwc(image)[top:bottom, left:right]
-        if pixels.shape[:2] != self.size:  # the same values as torch's, in less than half the time
+        if height < antialias_below * (bottom - top) or width < antialias_below * (right - left):
+            part = torch.from_numpy(np.ascontiguousarray(pixels)[None]).permute(0, 3, 1, 2)
+            pixels = as_hwc(F.interpolate(part, size=self.size, mode="bilinear", antialias=True)[0])
+        elif pixels.shape[:2] != self.size:  # the same values as torch's, in less than half the time
             pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
         return from_hwc(cv2.flip(pixels, 1) if self.mirror else np.ascontiguousarray(pixels))
 

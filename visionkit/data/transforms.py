@@ -62,7 +62,7 @@ class Resize(Transform):
     def __call__(self, sample: Sample) -> Sample:
         geometry = whole_image(sample, self.size((sample.image.shape[1], sample.image.shape[2])))
         if not self.exact:
-            return geometry.sample(sample, geometry.image(sample.image, antialias=self.antialias))
+            return geometry.sample(sample, geometry.image(sample.image, antialias_below=float(self.antialias)))
         image = F.interpolate(sample.image[None].float(), size=geometry.size, mode="bilinear", align_corners=False)[0]
         return geometry.sample(sample, image)
 
@@ -107,7 +107,9 @@ class ScaleJitterCrop(Transform):
         rows, top = _window(height, self.height / scale)
         columns, left = _window(width, self.width / scale)
         size = min(self.height, max(1, round(rows * scale))), min(self.width, max(1, round(columns * scale)))
-        return Geometry((left, top, left + columns, top + rows), size, swaps=sample.swaps).sample(sample)
+        geometry = Geometry((left, top, left + columns, top + rows), size, swaps=sample.swaps)
+        # Down to half the size, bilinear interpolation looks at every pixel anyway.
+        return geometry.sample(sample, geometry.image(sample.image, antialias_below=0.5))
 
 
 def _window(length: int, wanted: float) -> tuple[int, int]:

@@ -32,16 +32,16 @@ def build_sources(pipeline: Pipeline, plugins: PluginManager, split: Literal["tr
     return sources
 
 
-def build_transforms(
-    pipeline: Pipeline, plugins: PluginManager, configs: Sequence[ComponentConfig]
-) -> list[Transform]:
+def build_transforms(pipeline: Pipeline, plugins: PluginManager, configs: Sequence[ComponentConfig]) -> list[Transform]:
     """Transforms in the order of their list."""
     return [build_component(plugins, "transform", config, pipeline) for config in configs]
 
 
 def tasks_of_heads(pipeline: Pipeline, plugins: PluginManager) -> dict[str, str]:
     """The task of every head."""
-    return {name: plugins.load("head", config.name).task for name, config in pipeline.heads.items()}
+    from visionkit.model.build import head_class
+
+    return {name: head_class(pipeline, plugins, name).task for name in pipeline.heads}
 
 
 def heads_fed(pipeline: Pipeline, tasks: Mapping[str, str], name: str, source: Source) -> list[str]:
@@ -52,7 +52,8 @@ def heads_fed(pipeline: Pipeline, tasks: Mapping[str, str], name: str, source: S
     for head in config.heads:
         if head not in tasks:
             raise pipeline.fail(
-                ("sources", name, "heads"), f"source '{name}' feeds '{head}', which is no head (heads: {', '.join(tasks)})"
+                ("sources", name, "heads"),
+                f"source '{name}' feeds '{head}', which is no head (heads: {', '.join(tasks)})",
             )
         if tasks[head] not in source.tasks:
             raise pipeline.fail(
@@ -63,9 +64,7 @@ def heads_fed(pipeline: Pipeline, tasks: Mapping[str, str], name: str, source: S
     return list(config.heads)
 
 
-def resolve_labels(
-    pipeline: Pipeline, plugins: PluginManager, sources: Mapping[str, Source]
-) -> dict[str, LabelSet]:
+def resolve_labels(pipeline: Pipeline, plugins: PluginManager, sources: Mapping[str, Source]) -> dict[str, LabelSet]:
     """The label set of every head: the names it lists, else those of the head it shares them with, else those of its
     sources, which must then agree."""
     from visionkit.model.build import labels_feeder
@@ -98,7 +97,8 @@ def _labels_of(
     if not sources:
         if names is None:
             raise pipeline.fail(
-                ("heads", head), f"head '{head}' has no labels: no source feeds it ({task}), and it lists none (labels: [...])"
+                ("heads", head),
+                f"head '{head}' has no labels: no source feeds it ({task}), and it lists none (labels: [...])",
             )
         return LabelSet(names)
     mapped = {name: _mapped_names(pipeline.sources[name], source.labels[task]) for name, source in sources.items()}
@@ -111,8 +111,8 @@ def _labels_of(
                 raise pipeline.fail(
                     ("sources", name),
                     f"class '{mine}' of source '{name}' is not among the labels of head '{head}' ({', '.join(names)}); "
-                    f"map or drop it with labels: {{{source.labels[task].names[i]}: CLASS or null}}, or keep the source "
-                    f"from that head with heads: [...]",
+                    f"map or drop it with labels: {{{source.labels[task].names[i]}: CLASS or null}}, or keep the "
+                    f"source from that head with heads: [...]",
                 )
             if mine is not None:
                 known.setdefault(mine, (source.labels[task], i))
@@ -187,7 +187,7 @@ def build_feeds(
         if not heads:
             raise pipeline.fail(
                 ("sources", name),
-                f"source '{name}' is labelled for {', '.join(sorted(source.tasks)) or 'nothing'}, which no head learns from",
+                f"no head learns what source '{name}' is labelled for ({', '.join(sorted(source.tasks)) or 'nothing'})",
             )
         transforms = build_transforms(pipeline, plugins, default if own is None else own)
         feeds.append(Feed(name, source, heads, weight=config.weight, transforms=transforms))

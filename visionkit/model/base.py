@@ -61,7 +61,7 @@ class Head(nn.Module):
         task: which targets it learns from (``"boxes"``, ``"masks"``, ``"keypoints"``, ``"semantic"`` or a new name
             that a source offers).
         makes: the type of prediction.
-        output: the type that ``forward`` returns; another head may read it by naming that type, or a base, in ``needs``.
+        output: what ``forward`` returns; other heads may read it by naming that type, or a base, in ``needs``.
         needs: port name -> type of output of another head.
         labels_from: the port whose head it shares its label set with (a mask branch names the classes of its boxes);
             ``None`` where its labels come from its own sources.

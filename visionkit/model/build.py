@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 
 from visionkit.config import HeadConfig, Pipeline, build_component
-from visionkit.errors import UserError
+from visionkit.errors import PluginError, UserError
 from visionkit.model.base import Backbone, Head, Neck
 from visionkit.model.graph import MultiTaskModel
 from visionkit.types import FeatureSpec, LabelSet
@@ -32,7 +33,9 @@ def build_model(pipeline: Pipeline, plugins: PluginManager, labels: Mapping[str,
     spec = backbone_spec | neck_spec
     heads: dict[str, Head] = {}
     for name, config in pipeline.heads.items():
-        heads[name] = _typed(build_component(plugins, "head", config, pipeline, spec, labels[name]), Head, config, pipeline)
+        heads[name] = _typed(
+            build_component(plugins, "head", config, pipeline, spec, labels[name]), Head, config, pipeline
+        )
         _check_levels(heads[name], spec, config, pipeline)
     read = {level for head in heads.values() for level in head.levels}
 
@@ -79,8 +82,8 @@ def _check_levels(head: Head, spec: FeatureSpec, config: HeadConfig, pipeline: P
 
 
 def placeholder_labels(pipeline: Pipeline, plugins: PluginManager, classes: int = 80) -> dict[str, LabelSet]:
-    """Label sets for a pipeline whose data are not at hand: those it lists, else ``classes`` numbered ones with COCO's 17
-    keypoints."""
+    """Label sets for a pipeline whose data are not at hand: those it lists, else ``classes`` numbered ones
+    with COCO's 17 keypoints."""
     labels: dict[str, LabelSet] = {}
     for name, config in pipeline.heads.items():
         names = tuple(config.labels) if config.labels else tuple(f"class {i}" for i in range(classes))
@@ -91,8 +94,6 @@ def placeholder_labels(pipeline: Pipeline, plugins: PluginManager, classes: int 
 
 def share_labels(pipeline: Pipeline, plugins: PluginManager, labels: Mapping[str, LabelSet]) -> dict[str, LabelSet]:
     """Give heads that share the label set of a head they read that head's names, where they list none themselves."""
-    import dataclasses
-
     shared = dict(labels)
     for name, config in pipeline.heads.items():
         feeder = labels_feeder(pipeline, plugins, name)
@@ -108,15 +109,21 @@ def share_labels(pipeline: Pipeline, plugins: PluginManager, labels: Mapping[str
 
 def labels_feeder(pipeline: Pipeline, plugins: PluginManager, name: str) -> str | None:
     """The head whose label set head ``name`` shares, or ``None``."""
-    head = plugins.load("head", pipeline.heads[name].name)
+    head = head_class(pipeline, plugins, name)
     if head.labels_from is None:
         return None
     if head.labels_from in pipeline.heads[name].reads:
         return pipeline.heads[name].reads[head.labels_from]
     wanted = head.needs[head.labels_from]
-    fitting = [
-        other
-        for other, config in pipeline.heads.items()
-        if other != name and issubclass(plugins.load("head", config.name).output, wanted)
-    ]
+    others = [other for other in pipeline.heads if other != name]
+    fitting = [other for other in others if issubclass(head_class(pipeline, plugins, other).output, wanted)]
     return fitting[0] if len(fitting) == 1 else None
+
+
+def head_class(pipeline: Pipeline, plugins: PluginManager, name: str) -> type[Head]:
+    """The class of a head. Raises ``PipelineError`` where there is none of that name."""
+    config = pipeline.heads[name]
+    try:
+        return plugins.load("head", config.name)
+    except PluginError as error:
+        raise pipeline.fail((*config.at, "name"), str(error)) from None

@@ -20,8 +20,8 @@ Losses = dict[str, dict[str, Tensor]]
 class Step:
     """One batch on its way through the phases of a training step.
 
-    Not a dataclass, and no container: wrappers for precision and distribution look into those and convert what they find,
-    and boxes in half precision are wrong boxes.
+    Not a dataclass, and no container: wrappers for precision and distribution look into those and convert what they
+    find, and boxes in half precision are wrong boxes.
     """
 
     def __init__(self, batch: MixedBatch) -> None:
@@ -40,8 +40,11 @@ class MultiTaskModel(nn.Module):
         reads: for each head with ports, port name -> name of the head it reads.
 
     Raises:
-        UserError: a port without a head, a head of the wrong type on a port, or heads that read one another in a circle.
+        UserError: a port without a head or with one of the wrong type, or heads that read one another in a circle.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -53,6 +56,8 @@ class MultiTaskModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.neck = neck
+        if taken := [name for name in heads if hasattr(nn.ModuleDict, name)]:
+            raise UserError(f"a head cannot be called '{taken[0]}': torch keeps that name for itself")
         self.heads = nn.ModuleDict(heads)
         self.reads = resolve_ports(heads, reads or {})
         self.order = sort_heads(list(heads), self.reads)

@@ -1,7 +1,7 @@
 """A run folder: what training leaves behind, and all that prediction and evaluation need.
 
-``pipeline.yaml`` (resolved), ``labels.json`` (label set of every head), ``weights.safetensors`` (final weights, the moving
-average where one was kept), ``checkpoints/`` (to resume from), ``metrics.jsonl``, ``metrics.json``, ``predictions/``,
+``pipeline.yaml`` (resolved), ``labels.json`` (label set of every head), ``weights.safetensors`` (final weights, the
+moving average where one was kept), ``checkpoints/`` (to resume from), ``metrics.jsonl``, ``metrics.json``, ``predictions/``,
 ``pictures/``.
 """
 
@@ -174,9 +174,7 @@ def without_pretrained(pipeline: Pipeline) -> Pipeline:
     return dataclasses.replace(pipeline, backbone=dataclasses.replace(pipeline.backbone, args=args))
 
 
-def write_run(
-    path: str | Path, pipeline: Pipeline, labels: Mapping[str, LabelSet], model: MultiTaskModel
-) -> RunFolder:
+def write_run(path: str | Path, pipeline: Pipeline, labels: Mapping[str, LabelSet], model: MultiTaskModel) -> RunFolder:
     """Make a run folder of a model that was not trained here."""
     folder = RunFolder(Path(path))
     folder.write_description(pipeline, labels)

@@ -17,7 +17,7 @@ from visionkit.errors import RunError
 
 # What may differ between the run that saved and the one that resumes without changing what is computed.
 FREE = {("evaluate",)} | {
-    ("train", key) for key in ("workers", "checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "init", "steps")
+    ("train", key) for key in ("workers", "checkpoint_every", "log_every", "tensorboard", "init", "steps")
 }
 
 

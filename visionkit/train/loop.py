@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,8 +95,7 @@ def train(
         progress.say(f"resumed at step {run.step}")
     if fabric.global_rank == 0:
         folder.write_description(pipeline, labels)
-    metrics_file = MetricsFile(folder.path / "metrics.jsonl", run.step if resume else None)
-    log = _Log(run, plugins, metrics_file, progress)
+    log = _Log(run, plugins, progress, resume, first=fabric.global_rank == 0)
     accumulate = pipeline.train.accumulate
     batches = train_loader(
         feeds,
@@ -128,8 +128,9 @@ def train(
     finally:
         progress.close()
 
-    with training.averaged():
-        folder.write_weights(model.state_dict())
+    if fabric.global_rank == 0:
+        with training.averaged():
+            folder.write_weights(model.state_dict())
     metrics = training.evaluate(plugins, held_out, write=True)
     log.metrics(metrics)
     log.close()
@@ -229,7 +230,8 @@ class Training:
                 if not torch.isfinite(value):
                     images = ", ".join(batch.info[row].path or str(batch.info[row].id) for row in batch.labelled(head))
                     raise RunError(
-                        f"loss '{name}' of head '{head}' is {value.item()} at step {self.run.step}; its images: {images}"
+                        f"loss '{name}' of head '{head}' is {value.item()} at step {self.run.step}; "
+                        f"its images: {images}"
                     )
 
     @contextlib.contextmanager
@@ -289,23 +291,23 @@ class Training:
         set_rng_state(state["rng"])
 
 
-@dataclasses.dataclass
 class _Log:
-    """Everything that is told of a run: screen, ``metrics.jsonl``, ``metrics.json``, TensorBoard, plugins."""
+    """Everything that is told of a run: screen, ``metrics.jsonl``, ``metrics.json``, TensorBoard, plugins.
 
-    run: Run
-    plugins: PluginManager
-    file: MetricsFile
-    progress: Progress
-    averages: Averages = dataclasses.field(default_factory=Averages)
+    Only the ``first`` process writes files.
+    """
 
-    def __post_init__(self) -> None:
-        self.board = _tensorboard(self.run) if self.run.pipeline.train.tensorboard else None
+    def __init__(self, run: Run, plugins: PluginManager, progress: Progress, resume: bool, *, first: bool) -> None:
+        self.run, self.plugins, self.progress = run, plugins, progress
+        self.averages = Averages()
+        self.file = MetricsFile(run.folder.path / "metrics.jsonl", run.step if resume else None) if first else None
+        self.board = _tensorboard(run) if first and run.pipeline.train.tensorboard else None
 
     def step(self, rate: float) -> None:
         losses, speed = self.averages.read()
         step = self.run.step
-        self.file.write(step=step, lr=rate, images_per_s=round(speed, 2), losses=losses)
+        if self.file:
+            self.file.write(step=step, lr=rate, images_per_s=round(speed, 2), losses=losses)
         self.progress.report(step, losses, speed, rate)
         if self.board:
             for key, value in {**losses, "lr": rate, "images_per_s": speed}.items():
@@ -313,18 +315,18 @@ class _Log:
         self.plugins.hook.visionkit_step_done(run=self.run, step=step, losses=losses)
 
     def metrics(self, metrics: dict[str, float]) -> None:
-        import json
-
         step = self.run.step
-        self.file.write(step=step, metrics=metrics)
-        write_atomically(self.run.folder.path / "metrics.json", json.dumps(metrics, indent=1))
+        if self.file:
+            self.file.write(step=step, metrics=metrics)
+            write_atomically(self.run.folder.path / "metrics.json", json.dumps(metrics, indent=1))
         if self.board:
             for key, value in metrics.items():
                 self.board.add_scalar(f"val/{key}", value, step)
         self.plugins.hook.visionkit_evaluated(run=self.run, step=step, metrics=metrics)
 
     def close(self) -> None:
-        self.file.close()
+        if self.file:
+            self.file.close()
         if self.board:
             self.board.close()
 
@@ -340,7 +342,8 @@ def _tensorboard(run: Run) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise run.pipeline.fail(
-            ("train", "tensorboard"), "TensorBoard is not installed: pip install 'visionkit[tensorboard]', or tensorboard: false"
+            ("train", "tensorboard"),
+            "TensorBoard is not installed: pip install 'visionkit[tensorboard]', or tensorboard: false",
         ) from None
     return SummaryWriter(run.folder.path / "tensorboard")  # type: ignore[no-untyped-call]
 

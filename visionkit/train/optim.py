@@ -49,8 +49,8 @@ def build_optimizer(
 ) -> Optimizer:
     """One optimiser over ``parameters``, grouped by the parts of the pipeline (the longest matching prefix counts).
 
-    Each group carries ``lr_scale``; the loop sets its ``lr`` before every step. ``extra`` are parameters of the balancer,
-    which are never decayed.
+    Each group carries ``lr_scale``; the loop sets its ``lr`` before every step. ``extra`` are parameters of the
+    balancer, which are never decayed.
     """
     wanted = {id(p) for p in parameters}
     decay = float(train.optimizer.weight_decay)
@@ -79,7 +79,7 @@ def _under(name: str, prefix: str) -> bool:
 
 
 def learning_rate(train: TrainConfig, step: int) -> float:
-    """The base learning rate of step ``step`` (from 0): a linear warm-up from ``factor`` times the schedule's rate, then
+    """The base learning rate of ``step`` (from 0): a linear warm-up from ``factor`` times the schedule's rate, then
 
     - ``constant``;
     - ``multistep``: times ``gamma`` at each milestone passed;

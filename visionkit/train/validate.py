@@ -49,7 +49,7 @@ def validate(pipeline: Pipeline, plugins: PluginManager, *, all_images: bool = F
         except UserError as error:
             return Check(what, False, str(error))
 
-    yield attempt("arguments", lambda: (check_arguments(pipeline, plugins), "every key is known and well typed"))
+    yield attempt("arguments", lambda: _arguments(pipeline, plugins))
     if "arguments" not in found:
         return
     splits: tuple[Literal["train", "val"], ...] = ("train", "val")
@@ -78,7 +78,14 @@ def validate(pipeline: Pipeline, plugins: PluginManager, *, all_images: bool = F
                 yield attempt(f"every image of '{name}' ({split})", lambda source=source: _decode_all(source))  # type: ignore[misc]
 
 
-def _sources(pipeline: Pipeline, plugins: PluginManager, split: Literal["train", "val"]) -> tuple[dict[str, Source], str]:
+def _arguments(pipeline: Pipeline, plugins: PluginManager) -> tuple[None, str]:
+    check_arguments(pipeline, plugins)
+    return None, "every key is known and well typed"
+
+
+def _sources(
+    pipeline: Pipeline, plugins: PluginManager, split: Literal["train", "val"]
+) -> tuple[dict[str, Source], str]:
     sources = build_sources(pipeline, plugins, split)
     parts = []
     for name, source in sources.items():
@@ -119,7 +126,9 @@ def _one_batch(pipeline: Pipeline, plugins: PluginManager, model: MultiTaskModel
     losses, _ = model.losses(batch)
     for head, named in losses.items():
         if set(named) != set(model.head(head).loss_names):
-            raise UserError(f"head '{head}' gives losses {sorted(named)}, but declares {sorted(model.head(head).loss_names)}")
+            raise UserError(
+                f"head '{head}' gives losses {sorted(named)}, but declares {sorted(model.head(head).loss_names)}"
+            )
         for name, value in named.items():
             if not torch.isfinite(value):
                 raise UserError(f"loss '{name}' of head '{head}' is {value.item()}")
@@ -142,9 +151,7 @@ def _evaluate(
     import dataclasses
 
     few = dataclasses.replace(pipeline.evaluate, max_images=pipeline.evaluate.batch_size)
-    metrics = evaluate_model(
-        model, dataclasses.replace(pipeline, evaluate=few), plugins, labels, {name: source}
-    )
+    metrics = evaluate_model(model, dataclasses.replace(pipeline, evaluate=few), plugins, labels, {name: source})
     return None, f"{len(metrics)} metrics: {', '.join(sorted({key.split('/')[1] for key in metrics}))}"
 
 

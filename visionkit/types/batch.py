@@ -23,8 +23,8 @@ class ImageInfo:
         path: the image file, for messages; empty for arrays.
         original_size: (height, width) of the image as it was read.
         size: (height, width) of the image in the batch; beyond it lies padding.
-        affine: ``(a, b, tx, c, d, ty)``: original (x, y) lies at input (a x + b y + tx, c x + d y + ty). Coordinates are
-            continuous: a pixel covers [i, i + 1).
+        affine: ``(a, b, tx, c, d, ty)``: original (x, y) lies at input (a x + b y + tx, c x + d y + ty). Coordinates
+            are continuous: a pixel covers [i, i + 1).
         source: name of the source in the pipeline.
         clip: name of the video clip, or ``None`` for a single image.
         frame: index of the frame in its clip.

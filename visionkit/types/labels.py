@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 IGNORE = 255
 """Pixel value of a label map that belongs to no class and counts for nothing."""
@@ -76,4 +77,7 @@ class LabelSet:
     def from_dict(cls, data: Mapping[str, Sequence]) -> LabelSet:
         """The inverse of :meth:`to_dict`."""
         nested = {"colors", "skeleton", "swaps"}
-        return cls(**{k: tuple(tuple(v) for v in vs) if k in nested else tuple(vs) for k, vs in data.items()})
+        fields: dict[str, Any] = {
+            name: tuple(tuple(v) if name in nested else v for v in values) for name, values in data.items()
+        }
+        return cls(**fields)

@@ -7,10 +7,10 @@ there*. The two are never confused.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from visionkit.types._tree import map_tensors
 from visionkit.types.labels import IGNORE
