@@ -7,14 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from visionkit.config import Pipeline, parse_pipeline
 from visionkit.errors import UserError
+from visionkit.model.build import build_model
+from visionkit.model.graph import MultiTaskModel
+from visionkit.model.run import load_state
 from visionkit.types import LabelSet
 
 if TYPE_CHECKING:
-    from visionkit.config import Pipeline
-    from visionkit.model.graph import MultiTaskModel
     from visionkit.plugins import PluginManager
 
 
@@ -72,9 +76,6 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: no such file, or none that holds a state dict.
     """
-    import torch
-    from safetensors.torch import load_file
-
     if not path.is_file():
         raise UserError(f"{path}: no such weights file")
     try:
@@ -95,10 +96,6 @@ def import_model(importer: Importer, path: Path, plugins: PluginManager) -> tupl
     Raises:
         UserError: tensors are missing, surplus or of the wrong shape; the first few are named.
     """
-    from visionkit.config import parse_pipeline
-    from visionkit.model.build import build_model
-    from visionkit.model.run import load_state
-
     state = read_state(path)
     try:
         state = importer.convert(state)
