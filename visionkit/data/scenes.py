@@ -17,7 +17,7 @@ from visionkit.layers import rle
 THINGS = ("circle", "square", "triangle", "star", "robot")
 STUFF = ("sky", "grass", "water", "sand")
 COLORS = {
-    "circle": (230, 80, 90), "square": (240, 160, 50), "triangle": (150, 90, 220), "star": (250, 215, 60),
+    "circle": (230, 60, 60), "square": (240, 140, 40), "triangle": (160, 80, 230), "star": (250, 220, 50),
     "robot": (50, 190, 180), "sky": (140, 190, 240), "grass": (95, 160, 70), "water": (45, 100, 170),
     "sand": (222, 196, 140),
 }  # fmt: skip
@@ -91,7 +91,7 @@ def _draw_thing(rng: np.random.Generator, scene: Scene, radius: float) -> bool:
         thing = Thing(0, kind, 0, keypoints=keypoints)
     else:
         outline = np.round(center + radius * _rotate(_OUTLINES[kind], rng.uniform(-math.pi, math.pi)), 2)
-        mask = _draw_shape(rng, canvas, center, outline, radius)
+        mask = _draw_shape(rng, canvas, kind, center, outline, radius)
         inside = (outline >= 0).all() and (outline < (width, height)).all()
         thing = Thing(0, kind, 0, polygon=outline if inside else None)
     return _keep(scene, thing, canvas, mask)
@@ -139,14 +139,16 @@ def _fixed(points: np.ndarray) -> np.ndarray:
     return np.round((points - 0.5) * (1 << _FINE)).astype(np.int32)
 
 
-def _vivid(rng: np.random.Generator) -> np.ndarray:
-    """A bright colour, as (3,) float32; greens and blues, of which the land is full, are rarer."""
-    hue = rng.choice((rng.uniform(-0.14, 0.17), rng.uniform(0.72, 0.92), rng.uniform()), p=(0.55, 0.3, 0.15))
+def _vivid(rng: np.random.Generator, kind: str) -> np.ndarray:
+    """A bright colour, as (3,) float32: mostly one that is typical of the kind, as apples mostly are red, but any at all
+    in a fifth of cases, so that shape has to be learnt too."""
+    typical = colorsys.rgb_to_hsv(*(v / 255 for v in COLORS[kind]))[0] + rng.normal(0, 0.02)
+    hue = typical if rng.random() < 0.8 else rng.uniform()
     return np.array(colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.65, 0.95), rng.uniform(0.75, 1.0)), np.float32) * 255
 
 
 def _draw_shape(
-    rng: np.random.Generator, canvas: np.ndarray, center: np.ndarray, outline: np.ndarray, radius: float
+    rng: np.random.Generator, canvas: np.ndarray, kind: str, center: np.ndarray, outline: np.ndarray, radius: float
 ) -> np.ndarray:
     """Draw a filled outline with an edge and a shadow; returns the pixels (H, W) bool that COCO counts inside it."""
     height, width = canvas.shape[:2]
@@ -161,16 +163,16 @@ def _draw_shape(
     if w == 0 or h == 0:
         return mask
     patch, weight = canvas[y : y + h, x : x + w], alpha[y : y + h, x : x + w, None].astype(np.float32) / 255
-    fill = _fill(rng, h, w)
+    fill = _fill(rng, kind, h, w)
     canvas[y : y + h, x : x + w] = patch + (fill - patch) * weight
     edge = tuple(int(v) for v in fill.mean((0, 1)) * 0.45)
     cv2.polylines(canvas, [_fixed(outline)], True, edge, stroke, cv2.LINE_AA, _FINE)
     return mask
 
 
-def _fill(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+def _fill(rng: np.random.Generator, kind: str, height: int, width: int) -> np.ndarray:
     """A solid, shaded, speckled or striped surface (H, W, 3) float32."""
-    color = _vivid(rng)
+    color = _vivid(rng, kind)
     style = rng.choice(("solid", "shaded", "speckled", "striped"), p=(0.25, 0.4, 0.15, 0.2))
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     if style == "solid":
@@ -209,7 +211,9 @@ def _draw_crowd(rng: np.random.Generator, scene: Scene) -> None:
     radius = 0.035 * min(height, width)
     for _ in range(int(rng.integers(12, 24))):
         spot = middle + rng.normal(size=2) * radius * (3.2, 1.8)
-        mask |= _draw_shape(rng, canvas, spot, spot + radius * _OUTLINES["circle"] * rng.uniform(0.8, 1.2), radius)
+        mask |= _draw_shape(
+            rng, canvas, "circle", spot, spot + radius * _OUTLINES["circle"] * rng.uniform(0.8, 1.2), radius
+        )
     _keep(scene, Thing(0, "circle", 0, crowd=True), canvas, mask)
 
 
@@ -223,7 +227,7 @@ def _draw_robot(
     pose = _robot_pose(rng)
     tilt = rng.uniform(-0.35, 0.35)
     at = {name: center + radius * _rotate(np.asarray(points, np.float64), tilt) for name, points in pose.items()}
-    metal, paint = np.array((1.0, 1.03, 1.08)) * rng.uniform(110, 190), _vivid(rng)
+    metal, paint = np.array((1.0, 1.03, 1.08)) * rng.uniform(110, 190), _vivid(rng, "robot")
     dark, light = metal * 0.55, np.minimum(metal * 1.25, 255)
     alpha = np.zeros(canvas.shape[:2], np.uint8)
     limb = max(2, round(radius * 0.17))

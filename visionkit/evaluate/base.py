@@ -16,13 +16,14 @@ class Evaluator(ABC):
     Built as ``Evaluator(source, labels, *, ...)``; the keyword arguments are its whole configuration. Predictions and
     targets are in original image coordinates and in the head's labels.
 
-    Class attributes:
-        reads: the type of prediction (or a base of it).
-        needs_targets: whether :meth:`add` must be given targets; the COCO evaluators read the annotation file instead.
+    Attributes:
+        reads: the type of prediction (or a base of it); of the class.
+        needs_targets: whether :meth:`add` must be given targets; the COCO evaluators read the annotation file instead,
+            where the source has one.
     """
 
     reads: ClassVar[type[Prediction]]
-    needs_targets: ClassVar[bool] = True
+    needs_targets: bool = True
 
     def __init__(self, source: Source, labels: LabelSet, **_: Any) -> None:
         self.source = source

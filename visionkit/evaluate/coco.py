@@ -69,7 +69,7 @@ class CocoEvaluator(Evaluator):
         first = {name: number for number, name in reversed(self.ids.items())}
         self.named = dataclasses.replace(labels, ids=tuple(first.get(name, -1) for name in labels.names))
         self.truth = source.coco_ground_truth()
-        self.needs_targets = self.truth is None  # type: ignore[misc]  # it depends on the source
+        self.needs_targets = self.truth is None
         self.images: dict[int | str, dict[str, Any]] = {}
 
     def add(

@@ -86,8 +86,10 @@ class MaskPrediction(BoxPrediction):
             raise ValueError(f"{len(self.rles)} masks for {len(self.boxes)} boxes")
 
     def to_coco(self, image_id: int | str, labels: LabelSet) -> list[dict[str, Any]]:
+        """As COCO's format for segmentations has it, without boxes: pycocotools would take areas from them."""
         records = super().to_coco(image_id, labels)
         for record, rle in zip(records, self.rles):
+            del record["bbox"]
             record["segmentation"] = {"size": list(rle["size"]), "counts": rle["counts"].decode()}
         return records
 

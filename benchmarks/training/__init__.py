@@ -1,0 +1,1 @@
+"""Whole training runs, too long for `python -m benchmarks`."""
