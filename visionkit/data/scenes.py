@@ -140,7 +140,7 @@ def _fixed(points: np.ndarray) -> np.ndarray:
 
 
 def _vivid(rng: np.random.Generator, kind: str) -> np.ndarray:
-    """A bright colour, as (3,) float32: mostly one that is typical of the kind, as apples mostly are red, but any at all
+    """A bright colour, as (3,) float32: mostly one that is typical of the kind, as apples are red, but any at all
     in a fifth of cases, so that shape has to be learnt too."""
     typical = colorsys.rgb_to_hsv(*(v / 255 for v in COLORS[kind]))[0] + rng.normal(0, 0.02)
     hue = typical if rng.random() < 0.8 else rng.uniform()

@@ -1,8 +1,8 @@
 """A run folder: what training leaves behind, and all that prediction and evaluation need.
 
 ``pipeline.yaml`` (resolved), ``labels.json`` (label set of every head), ``weights.safetensors`` (final weights, the
-moving average where one was kept), ``checkpoints/`` (to resume from), ``metrics.jsonl``, ``metrics.json``, ``predictions/``,
-``pictures/``.
+moving average where one was kept), ``checkpoints/`` (to resume from), ``metrics.jsonl``, ``metrics.json``,
+``predictions/``, ``pictures/``.
 """
 
 from __future__ import annotations
