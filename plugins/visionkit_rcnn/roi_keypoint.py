@@ -42,7 +42,6 @@ class RoIKeypoint(Head):
     makes = KeypointPrediction
     output = BranchOutput
     needs = {"regions": RegionOutput}
-    labels_from = "regions"
     loss_names = ("keypoint",)
     evaluators = ("coco_keypoints",)
 

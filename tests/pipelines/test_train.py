@@ -106,12 +106,14 @@ def test_parts_learn_at_their_own_rate_or_not_at_all(tiny: Path, tmp_path: Path)
         "train.parts={backbone: {freeze: true}, heads.semantic: {lr_scale: 0.0, weight_decay: 0.0}}",
         "train.ema=null",
     ]
-    pipeline = load_pipeline(str(tiny), [*changes, "train.steps=1", "evaluate.max_images=1"])
+    changes += ["train.steps=1", "evaluate.max_images=1", "train.tensorboard=true"]
+    pipeline = load_pipeline(str(tiny), changes)
     torch.manual_seed(pipeline.train.seed)
     train(pipeline, PluginManager(), tmp_path / "out", accelerator="cpu")
     checkpoint = torch.load(tmp_path / "out" / "checkpoints" / "last.pt", weights_only=True)
     rates = {group["lr_scale"] for group in checkpoint["optimizers"]["main"]["param_groups"]}
     assert rates == {0.0, 1.0}
+    assert list((tmp_path / "out" / "tensorboard").glob("events.*"))
 
 
 def test_accumulated_batches_give_the_gradient_of_one_large_batch(tiny: Path):

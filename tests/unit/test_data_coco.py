@@ -83,7 +83,6 @@ def test_targets_equal_pycocotools(tmp_path: Path) -> None:
         sample = source.load(index, source.tasks)
         target = sample.targets["boxes"]
         assert sample.targets["masks"] is target
-        assert sample.targets["keypoints"] is target
         theirs = coco.loadAnns(coco.getAnnIds(imgIds=image))
         assert target.ids.tolist() == [a["id"] for a in theirs]
         assert [source.labels["boxes"].ids[v] for v in target.labels] == [a["category_id"] for a in theirs]
@@ -109,6 +108,7 @@ def test_only_the_tasks_asked_for_are_decoded(tmp_path: Path) -> None:
 def test_keypoints_keep_visibility_names_skeleton_and_mirror_pairs(tmp_path: Path) -> None:
     source = CocoSource(**write(tmp_path, a_dataset()))
     labels = source.labels["keypoints"]
+    assert labels.names == ("cat",), "a rock has no keypoints"
     assert labels.keypoints == ("nose", "left_ear", "right_ear")
     assert labels.skeleton == ((0, 1), (0, 2))
     assert labels.swaps == ((1, 2),)
@@ -116,6 +116,8 @@ def test_keypoints_keep_visibility_names_skeleton_and_mirror_pairs(tmp_path: Pat
     assert sample.swaps == ((1, 2),)
     assert sample.targets["keypoints"].keypoints[0].tolist() == [[11, 12, 2], [20, 14, 1], [0, 0, 0]]
     assert not sample.targets["keypoints"].keypoints[1].any()
+    assert len(source.load(1, ["boxes", "keypoints"]).targets["boxes"]) == 1
+    assert len(source.load(1, ["boxes", "keypoints"]).targets["keypoints"]) == 0
 
 
 def test_categories_with_different_keypoints_share_one_list(tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from visionkit.data.annotations import (
     Annotations,
@@ -35,6 +37,7 @@ class CocoSource(Source):
     An image without objects is a negative: annotated, and nothing is there. Boxes that reach outside their image are
     clipped, boxes without area are left out; :meth:`problems` counts both. Categories with different keypoints share
     one list of all their names; a category's own keypoints sit at their names' places, the others are not labelled.
+    Categories without keypoints are none of the task ``keypoints``.
 
     Args:
         images: folder that the file names are relative to.
@@ -68,6 +71,7 @@ class CocoSource(Source):
         self._maps = PanopticMaps(panoptic, panoptic_masks) if panoptic is not None else None
         self._objects: Annotations | None = None
         self._swaps: tuple[tuple[int, int], ...] = ()
+        self._with_keypoints: Tensor | None = None  # label -> label among the categories that have keypoints, or -1
         if annotations is not None:
             data = read_json(annotations, lists=("images", "annotations", "categories"))
             self._read_images(data["images"])
@@ -124,8 +128,12 @@ class CocoSource(Source):
         plain = category_labels(self.path, data["categories"])
         self.labels = {task: plain for task in tasks if task in ("boxes", "masks")}
         if "keypoints" in tasks:
-            self.labels["keypoints"] = category_labels(self.path, data["categories"], keypoints=True)
+            with_keypoints = [category for category in data["categories"] if category.get("keypoints")]
+            self.labels["keypoints"] = category_labels(self.path, with_keypoints, keypoints=True)
             self._swaps = self.labels["keypoints"].swaps
+            if len(with_keypoints) < len(plain):
+                names = self.labels["keypoints"].names
+                self._with_keypoints = torch.tensor([names.index(n) if n in names else -1 for n in plain.names])
         if "semantic" in tasks and self._maps is not None:
             self.labels["semantic"] = self._maps.labels
         if any(task in INSTANCE_TASKS for task in tasks):
@@ -147,7 +155,10 @@ class CocoSource(Source):
         sample = Sample(image, info, swaps=self._swaps if "keypoints" in tasks else ())
         instances = [task for task in INSTANCE_TASKS if task in tasks and task in self.labels]
         if instances:
-            sample.targets = dict.fromkeys(instances, self._instances(index, instances, size))
+            target = self._instances(index, instances, size)
+            sample.targets = dict.fromkeys(instances, target)
+            if "keypoints" in instances and self._with_keypoints is not None:
+                sample.targets["keypoints"] = replace(target, masks=None).relabel(self._with_keypoints)
         if "semantic" in tasks and self._maps is not None:
             target = self._maps.load(self._ids[index], size)
             if target is not None:

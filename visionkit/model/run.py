@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -92,6 +93,16 @@ class RunFolder:
         except (ValueError, TypeError, AttributeError) as error:
             raise RunError(f"{self.labels_file} is damaged: {error}") from None
 
+    def weights(self) -> dict[str, Tensor]:
+        """The final weights, or those of the last checkpoint of a run that is not done."""
+        if self.weights_file.exists() or not self.checkpoint_file.exists():
+            return load_weights(self.weights_file)
+        try:
+            state = torch.load(self.checkpoint_file, map_location="cpu", weights_only=True)
+            return state["average"] or state["model"]
+        except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+            raise RunError(f"{self.checkpoint_file} is damaged: {str(error).splitlines()[0]}") from None
+
     def write_description(self, pipeline: Pipeline, labels: Mapping[str, LabelSet]) -> None:
         """Write ``pipeline.yaml`` and ``labels.json``."""
         write_atomically(self.pipeline_file, pipeline.to_yaml())
@@ -160,7 +171,7 @@ def load_model(run: str | Path, plugins: PluginManager, overrides: tuple[str, ..
     if missing := [head for head in pipeline.heads if head not in labels]:
         raise RunError(f"{folder.labels_file} has no labels for head '{missing[0]}'")
     model = build_model(without_pretrained(pipeline), plugins, labels)
-    load_state(model, load_weights(folder.weights_file), str(folder.weights_file))
+    load_state(model, folder.weights(), str(folder.path))
     return LoadedRun(pipeline, labels, model.eval())
 
 

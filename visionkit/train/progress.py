@@ -24,6 +24,9 @@ class Averages:
     """Means of losses since the last report; losses of heads that saw no label do not count."""
 
     def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
         self.images = 0
@@ -44,7 +47,7 @@ class Averages:
         """Means by ``head/name``, and images a second; then starts anew."""
         means = {key: float(value) / self._counts[key] for key, value in self._sums.items()}
         rate = self.images / max(time.perf_counter() - self.since, 1e-9)
-        self.__init__()  # type: ignore[misc]
+        self._clear()
         return means, rate
 
 
