@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from visionkit.config import check_arguments, load_pipeline
 from visionkit.config.load import shipped_pipelines
 from visionkit.model.build import build_model, placeholder_labels
