@@ -1,6 +1,6 @@
 """From JPEG files to augmented uint8 batches: visionkit's loader against PIL and torchvision's transforms v2.
 
-One process and one thread each, the same files, boxes, scales and window. The peer decodes with PIL and does all else on
+One process and one thread, the same files, boxes, scales and window. The peer decodes with PIL and does all else on
 uint8 tensors, the fastest that v2 offers. Rounds of both are interleaved.
 """
 

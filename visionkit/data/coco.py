@@ -160,9 +160,9 @@ class CocoSource(Source):
             if "keypoints" in instances and self._with_keypoints is not None:
                 sample.targets["keypoints"] = replace(target, masks=None).relabel(self._with_keypoints)
         if "semantic" in tasks and self._maps is not None:
-            target = self._maps.load(self._ids[index], size)
-            if target is not None:
-                sample.targets["semantic"] = target
+            semantic = self._maps.load(self._ids[index], size)
+            if semantic is not None:
+                sample.targets["semantic"] = semantic
         return sample
 
     def _instances(self, index: int, tasks: Collection[str], size: tuple[int, int]) -> InstanceTarget:

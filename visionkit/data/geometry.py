@@ -67,7 +67,7 @@ class Geometry:
         return cv2.flip(values, 1) if self.mirror else values
 
     def image(self, image: Tensor, *, antialias_below: float = 1.0) -> Tensor:
-        """An image (3, H, W) uint8 or float32, resized bilinearly; antialiased where it shrinks by more than a factor."""
+        """An image (3, H, W) uint8 or float32, resized bilinearly; antialiased where its scale is below a factor."""
         left, top, right, bottom = self.window
         height, width = self.size
         pixels = as_hwc(image)[top:bottom, left:right]
