@@ -98,15 +98,18 @@ MISTAKES = {
     "wrong type": (edit("steps: 1", "steps: many"), "pipeline.yaml:11:", "many"),
     "unknown head": (edit("name: rcnn", "name: rccn"), "pipeline.yaml:4: no head 'rccn'", "'rcnn'"),
     "unknown level": (edit("fcs: [8]", "pool_levels: [p2, p9]"), "pipeline.yaml:4:", "p9"),
-    "missing annotations": (lambda f: (f / "instances.json").unlink(), "instances.json", "no such file"),
+    "missing annotations": (lambda f: (f / "instances.json").unlink(), "instances.json", "no such"),
     "missing image": (lambda f: (f / "images" / "2.jpg").unlink(), "2.jpg", ""),
     "truncated image": (truncate, "2.jpg", "truncated"),
-    "broken json": (lambda f: (f / "instances.json").write_text('{"images": [\n1,,]}'), "instances.json:2", ""),
+    "broken json": (lambda f: (f / "instances.json").write_text('{"images": [\n1,,]}'), "instances.json", "line 2"),
     "category that is not listed": (
         break_annotations(lambda d: d["annotations"][0].update(category_id=7)), "annotation 11", "category"
     ),
     "annotation of an absent image": (
         break_annotations(lambda d: d["annotations"][1].update(image_id=9)), "annotation 12", "image"
+    ),
+    "segmentation of zero area": (
+        break_annotations(lambda d: d["annotations"][0].update(segmentation=[[4, 4, 4, 4, 4, 4]])), "annotation 11", "zero area"
     ),
     "keypoints of the wrong length": (
         break_annotations(
@@ -147,7 +150,12 @@ def test_broken_images_can_be_skipped(folder: Path, capsys: pytest.CaptureFixtur
 
 
 def test_boxes_outside_the_image_are_clipped_and_counted(folder: Path, capsys: pytest.CaptureFixture[str]):
-    break_annotations(lambda d: d["annotations"][0].update(bbox=[50, 50, 40, 40], segmentation=[]))(folder)
+    def reach_out(data: dict) -> None:
+        for annotation in data["annotations"]:
+            del annotation["segmentation"]
+        data["annotations"][0]["bbox"] = [50, 50, 40, 40]
+
+    break_annotations(reach_out)(folder)
     assert call("validate", folder / "pipeline.yaml") == 0
     assert "clipped" in capsys.readouterr().out
 
@@ -173,6 +181,9 @@ def test_a_broken_plugin_file_stops_nobody_and_is_named(folder: Path, capsys: py
 def test_a_missing_run_is_told(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     name, *rest = command
     options = ["--out", tmp_path / "out"] if name == "predict" else []
+    rest = [tmp_path / image for image in rest]
+    for image in rest:
+        cv2.imwrite(str(image), np.zeros((8, 8, 3), np.uint8))
     status, line = run(capsys, name, tmp_path / "nothing", *rest, *options)
     assert status == 2
     assert "nothing" in line

@@ -248,7 +248,7 @@ def test_results_load_in_pycocotools(tmp_path: Path, capsys: pytest.CaptureFixtu
     truth.createIndex()
     for head in ("boxes", "masks"):
         loaded = truth.loadRes(str(tmp_path / f"{head}.json")).dataset["annotations"]
-        assert [(a["image_id"], a["category_id"], a["bbox"]) for a in loaded] == [
+        assert [(a["image_id"], a["category_id"], list(a["bbox"])) for a in loaded] == [
             (i, 7, [10, 20, 30, 8]) for i in (5, 6)
         ]
     assert loaded[0]["area"] == 30 * 8
