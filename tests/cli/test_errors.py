@@ -109,7 +109,7 @@ MISTAKES = {
         break_annotations(lambda d: d["annotations"][1].update(image_id=9)), "annotation 12", "image"
     ),
     "segmentation of zero area": (
-        break_annotations(lambda d: d["annotations"][0].update(segmentation=[[4, 4, 4, 4, 4, 4]])), "annotation 11", "zero area"
+        break_annotations(lambda d: d["annotations"][0].update(segmentation=[[4, 4] * 3])), "annotation 11", "zero area"
     ),
     "keypoints of the wrong length": (
         break_annotations(
