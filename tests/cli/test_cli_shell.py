@@ -87,7 +87,7 @@ def test_exit_status(run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseExcep
 
 
 def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
-    command = f"{sys.executable} -m visionkit.cli plugins | head -n 1"
+    command = f"{sys.executable} -m visionkit plugins | head -n 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("kind")
     assert done.stderr == ""

@@ -1,5 +1,0 @@
-"""``python -m visionkit.cli``."""
-
-from visionkit.cli import main
-
-main()
