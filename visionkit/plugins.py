@@ -32,13 +32,12 @@ from visionkit.hookspecs import Component, Kind
 KINDS: tuple[str, ...] = get_args(Kind)
 GROUP = "visionkit"
 
-# What a class of each kind must derive from, imported only when one is loaded.
+# What a class of each kind must derive from, imported only when one is loaded. Transforms may also be torchvision's.
 CONTRACTS = {
     "backbone": "visionkit.model:Backbone",
     "neck": "visionkit.model:Neck",
     "head": "visionkit.model:Head",
     "source": "visionkit.data:Source",
-    "transform": "visionkit.data:Transform",
     "evaluator": "visionkit.evaluate:Evaluator",
 }
 

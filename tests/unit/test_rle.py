@@ -86,3 +86,10 @@ def test_areas_and_boxes():
     assert rle.to_boxes(masks).tolist() == [[4, 1, 6, 4], [0, 0, 0, 0], [0, 0, 0, 0]]
     assert rle.area([]).shape == (0,)
     assert rle.to_boxes([]).shape == (0, 4)
+
+
+def test_areas_of_many_masks() -> None:
+    mask = np.zeros((4, 5), np.uint8)
+    mask[1:3, 1:4] = 1
+    assert rle.area([rle.encode(mask)] * 300).tolist() == [6] * 300
+    assert rle.area([]).tolist() == []

@@ -108,7 +108,8 @@ def from_segmentation(segmentation: Any, height: int, width: int) -> RLE:
 
 def area(rles: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """(N,) uint32 pixels of each mask."""
-    return codec.area(list(rles)) if rles else np.zeros(0, np.uint32)
+    # One at a time: pycocotools 2.0.11 overflows on more than 255 at once.
+    return np.array([codec.area([rle])[0] for rle in rles], np.uint32)
 
 
 def to_boxes(rles: Sequence[Mapping[str, Any]]) -> np.ndarray:
