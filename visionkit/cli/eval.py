@@ -25,6 +25,8 @@ def command(
     import dataclasses
     import json
 
+    import torch
+
     from visionkit.cli.tables import print_metrics
     from visionkit.config import load_pipeline
     from visionkit.data.wiring import build_sources
@@ -46,6 +48,8 @@ def command(
                        f"(give one with --set sources.NAME={{name: coco, val: ...}} or --pipeline FILE)")  # fmt: skip
     where = pick_device(device)
     model = loaded.model.to(where)
+    if description.train.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     metrics = evaluate_model(
         model, description, plugins, loaded.labels, sources, device=where, out=out or run, report=None
     )

@@ -69,6 +69,7 @@ class Predictor:
         transforms: what an image goes through before it is batched.
         device: where the model runs.
         precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
+        channels_last: the memory format of weights and images; faster on most machines, and different in the last bits.
 
     Raises:
         UserError: no such precision.
@@ -82,13 +83,17 @@ class Predictor:
         *,
         device: torch.device | str = "cpu",
         precision: str = "32-true",
+        channels_last: bool = True,
     ) -> None:
         if precision not in _PRECISIONS:
             raise UserError(f"no precision '{precision}' to predict in (there are {', '.join(_PRECISIONS)})")
         self.labels = dict(labels)
         self.transforms = tuple(transforms)
         self.device = torch.device(device)
-        self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
+        self.model = model.to(self.device).eval()
+        if channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.channels_last = channels_last
         self._dtype = _PRECISIONS[precision]
 
     @property
@@ -176,7 +181,7 @@ class Predictor:
         if not samples:
             return []
         mean, std = self.model.get_buffer("mean"), self.model.get_buffer("std")
-        batch = collate(samples).to(self.device).normalised(mean, std)
+        batch = collate(samples).to(self.device).normalised(mean, std, channels_last=self.channels_last)
         with torch.autocast(self.device.type, self._dtype or torch.bfloat16, enabled=self._dtype is not None):
             found = self.model.predict(batch, heads)
         return [
@@ -213,7 +218,14 @@ def load(
     where = pick_device(device)
     loaded = load_model(os.fspath(run), plugins)
     transforms = build_transforms(loaded.pipeline, plugins, _transforms_of(loaded.pipeline, source))
-    return Predictor(loaded.model, loaded.labels, transforms, device=where, precision=precision or "32-true")
+    return Predictor(
+        loaded.model,
+        loaded.labels,
+        transforms,
+        device=where,
+        precision=precision or "32-true",
+        channels_last=loaded.pipeline.train.channels_last,
+    )
 
 
 def pick_device(name: str | None) -> torch.device:
