@@ -17,9 +17,7 @@ heads:
 """
 MASKS = "  masks: {name: roi_mask, reads: {regions: boxes}}\n"
 KEYPOINTS = "  keypoints: {name: roi_keypoint, reads: {regions: boxes}}\n"
-# In torchvision's memory format the detections are torchvision's to the last digits; channels_last is faster.
 EVALUATE = """
-train: {channels_last: false}
 evaluate:
   transforms: [{name: resize, short: 800, long: 1333, exact: true}]
 """
