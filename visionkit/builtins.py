@@ -11,6 +11,7 @@ def visionkit_components() -> list[Component]:
         Component("source", "coco", "visionkit.data.coco:CocoSource", "COCO json: boxes, masks, keypoints, panoptic"),
         Component("source", "folder", "visionkit.data.folder:FolderSource", "a folder of images and one of label maps"),
         Component("source", "shapes", "visionkit.data.shapes:ShapesSource", "drawn scenes with every kind of label"),
+        Component("transform", "normalize", "visionkit.data.transforms:Normalize", "normalise before resizing"),
         Component("transform", "resize", "visionkit.data.transforms:Resize", "resize by short and long side"),
         Component(
             "transform", "scale_jitter_crop", "visionkit.data.transforms:ScaleJitterCrop", "random scale, random crop"

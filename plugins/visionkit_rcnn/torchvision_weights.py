@@ -17,9 +17,11 @@ heads:
 """
 MASKS = "  masks: {name: roi_mask, reads: {regions: boxes}}\n"
 KEYPOINTS = "  keypoints: {name: roi_keypoint, reads: {regions: boxes}}\n"
+# Pixels and sums in torchvision's own order: what is found is then equal to the last bits.
 EVALUATE = """
+train: {channels_last: false}
 evaluate:
-  transforms: [{name: resize, short: 800, long: 1333, exact: true}]
+  transforms: [normalize, {name: resize, short: 800, long: 1333, exact: true}]
 """
 
 # COCO's classes in the order of their ids, 1 ... 90; ten ids were never used, yet the weights have a place for them.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,9 +17,11 @@ from torchvision.transforms.v2 import functional
 from visionkit.data import Sample, Transform
 from visionkit.data.geometry import Geometry, pad_target
 from visionkit.data.images import from_hwc
+from visionkit.data.loader import collate
 from visionkit.data.transforms import (
     ColorJitter,
     HorizontalFlip,
+    Normalize,
     Resize,
     ScaleJitterCrop,
     apply_transforms,
@@ -58,11 +61,18 @@ def coordinates(height: int, width: int) -> Tensor:
     return from_hwc(np.stack((x, y, np.zeros_like(x)), 2))
 
 
+class AsFloat(Transform):
+    """What ``normalize`` does, but for the values."""
+
+    def __call__(self, sample: Sample) -> Sample:
+        return replace(sample, image=sample.image.float())
+
+
 PIPELINES: dict[str, list[Transform]] = {
     "short": [Resize(short=30)],
     "short and long": [Resize(short=96, long=100)],
     "stretched": [Resize(size=[33, 97], antialias=False)],
-    "exact": [Resize(short=70, long=1000, exact=True)],
+    "exact": [AsFloat(), Resize(short=70, long=1000, exact=True)],
     "mirror": [HorizontalFlip(probability=1.0)],
     "grow and crop": [ScaleJitterCrop(size=[32, 40], scale=(1.2, 3.0))],
     "shrink and crop": [ScaleJitterCrop(size=24, scale=(0.5, 1.0))],
@@ -130,14 +140,14 @@ def test_exact_resize_equals_torchvision(size: tuple[int, int], short: int, long
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
     boxes = torch.tensor([[3.0, 5, 40, 44], [0, 0, size[1], size[0]]])
-    theirs = GeneralizedRCNNTransform(short, long, [0.0] * 3, [1.0] * 3, size_divisible=1)
+    theirs = GeneralizedRCNNTransform(short, long, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225], size_divisible=1)
     images, targets = theirs([image / 255], [{"boxes": boxes}])
     base = a_sample(*size, image=image)
     base.targets = {"boxes": InstanceTarget(boxes, *(torch.zeros(2, dtype=t) for t in (torch.int64, torch.bool)),
                                             torch.zeros(2), torch.zeros(2, dtype=torch.int64))}  # fmt: skip
-    mine = Resize(short=short, long=long, exact=True)(base)
+    mine = Resize(short=short, long=long, exact=True)(Normalize()(base))
     assert mine.info.size == images.image_sizes[0]
-    torch.testing.assert_close(mine.image / 255, images.tensors[0], atol=1e-5, rtol=0)
+    assert torch.equal(mine.image, images.tensors[0])
     torch.testing.assert_close(mine.targets["boxes"].boxes, targets[0]["boxes"], atol=1e-3, rtol=1e-5)
 
 
@@ -321,3 +331,26 @@ def test_scale_counts_from_the_image_or_from_the_window() -> None:
     assert own.info.size == (24, 32)
     fit = ScaleJitterCrop(size=128, scale=(0.5, 0.5), fit=True)(a_sample())
     assert fit.info.size == (48, 64)
+
+
+def test_normalized_images_are_not_normalised_again() -> None:
+    sample = a_sample()
+    early = collate([Normalize()(sample)])
+    late = collate([sample])
+    mean, std = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
+    a, b = (batch.normalised(mean, std, channels_last=False).images for batch in (early, late))
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+    assert a.is_contiguous()
+    assert b.is_contiguous()
+
+
+def test_normalize_is_for_all_images_of_a_batch_and_once() -> None:
+    sample = a_sample()
+    with pytest.raises(UserError, match="normalised and images that are not"):
+        collate([sample, Normalize()(sample)])
+    with pytest.raises(UserError, match="normalised already"):
+        Normalize()(Normalize()(sample))
+    with pytest.raises(UserError, match="put the transform 'normalize' before it"):
+        Resize(short=30, exact=True)(sample)
+    with pytest.raises(UserError, match="std must be above 0"):
+        Normalize(std=(0.2, 0.0, 0.2))

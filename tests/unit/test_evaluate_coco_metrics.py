@@ -15,6 +15,7 @@ from pycocotools.cocoeval import COCOeval
 
 from visionkit.errors import DataError
 from visionkit.evaluate import evaluate_coco
+from visionkit.evaluate.coco_files import _has_value
 from visionkit.evaluate.coco_metrics import COCO_SIGMAS
 
 NAMES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
@@ -310,6 +311,21 @@ def test_wrong_ground_truth_is_one_clear_error(kind, data, message, tmp_path):
     assert isinstance(seen, str)
     assert message in seen
     assert "\n" not in seen
+
+
+@pytest.mark.parametrize(
+    ("text", "has"),
+    [
+        ('[{"counts": "jRk3NaNlEc1i9m", "score": 0.5}]', False),
+        ('[{"counts": "QQNaN]k1", "score": 0.5}]', False),
+        ('[{"score": NaN}]', True),
+        ('[{"score": -NaN , "image_id": 1}]', True),
+        ('[{"bbox": [1, 2, 3, NaN]}]', True),
+        ('[{"bbox": [\n  NaN\n, 2]}]', True),
+    ],
+)
+def test_a_value_is_told_from_letters_in_run_lengths(text, has):
+    assert _has_value(text.encode(), b"NaN") is has
 
 
 def test_files_that_are_none(tmp_path):

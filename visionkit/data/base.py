@@ -17,7 +17,7 @@ class Sample:
     """One image and what is annotated on it.
 
     Attributes:
-        image: (3, H, W) uint8 RGB.
+        image: (3, H, W) uint8 RGB; or float, once a transform has normalised it.
         info: kept in step with the image by every transform.
         targets: by task, in pixels of ``image`` and in the labels of its source; a task that is not annotated here is
             absent. Tasks that look at the same objects (boxes, masks, keypoints) share one target object.

@@ -305,7 +305,11 @@ def collate(
     height, width = (
         -(-max(sample.image.shape[axis] for sample in samples) // size_divisor) * size_divisor for axis in (1, 2)
     )
-    kind = torch.float32 if any(sample.image.is_floating_point() for sample in samples) else torch.uint8
+    kind = samples[0].image.dtype
+    if any(sample.image.dtype != kind for sample in samples):
+        names = ", ".join(dict.fromkeys(str(sample.info.source or sample.info.id) for sample in samples))
+        raise UserError(f"one batch holds images that are normalised and images that are not ({names}): "
+                        "all its sources need the transform 'normalize', or none")  # fmt: skip
     # Allocated channels last: images come out of OpenCV in that order, and the backbone wants them so.
     images = torch.zeros(len(samples), height, width, 3, dtype=kind).permute(0, 3, 1, 2)
     for row, sample in enumerate(samples):

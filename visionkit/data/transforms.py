@@ -1,7 +1,8 @@
 """Augmentation and resizing of samples.
 
-Images stay uint8; sizes and coordinates are kept exact in ``sample.info``. Where OpenCV does the same in less time than
-torchvision's transforms v2, it is used; any photometric one of v2 can be named: ``torchvision.transforms.v2:Class``.
+Images stay uint8 until they are normalised; sizes and coordinates are kept exact in ``sample.info``. Where OpenCV does
+the same in less time than torchvision's transforms v2, it is used; any photometric one of v2 can be named:
+``torchvision.transforms.v2:Class``.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class Resize(Transform):
         long: the longer side may not exceed this; without ``short``, it becomes this.
         size: height and width (or one number for both), whatever the aspect ratio.
         antialias: average over what falls together where the image shrinks.
-        exact: as torchvision's detectors resize: no antialiasing, sides rounded down, and float values that are not
-            rounded. Needed for numbers equal to theirs.
+        exact: as torchvision's detectors resize: no antialiasing, sides rounded down, and values normalised before
+            (by ``normalize``), so that none is rounded to a whole number. Needed for numbers equal to theirs.
     """
 
     def __init__(
@@ -63,7 +64,9 @@ class Resize(Transform):
         geometry = whole_image(sample, self.size((sample.image.shape[1], sample.image.shape[2])))
         if not self.exact:
             return geometry.sample(sample, geometry.image(sample.image, antialias_below=float(self.antialias)))
-        image = F.interpolate(sample.image[None].float(), size=geometry.size, mode="bilinear", align_corners=False)[0]
+        if not sample.image.is_floating_point():
+            raise UserError("resize: exact: true resizes normalised values; put the transform 'normalize' before it")
+        image = F.interpolate(sample.image[None], size=geometry.size, mode="bilinear", align_corners=False)[0]
         return geometry.sample(sample, image)
 
     def size(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -77,6 +80,34 @@ class Resize(Transform):
             scales.append(self.long / max(size))
         side = math.floor if self.exact else round
         return max(1, side(size[0] * min(scales))), max(1, side(size[1] * min(scales)))
+
+
+class Normalize(Transform):
+    """Values 0 ... 255 as float, ``(x / 255 - mean) / std``, here and not after batching.
+
+    Needed only where a later transform is to work on normalised values, in numbers equal to torchvision's: without it
+    the model normalises what it is given by the statistics of its backbone, which costs less. All sources of a batch
+    must agree.
+
+    Args:
+        mean: of each channel (RGB), in 0 ... 1; ImageNet's unless given.
+        std: likewise.
+    """
+
+    def __init__(
+        self,
+        *,
+        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+    ) -> None:
+        if min(std) <= 0:
+            raise UserError(f"normalize: std must be above 0, not {list(std)}")
+        self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (mean, std))
+
+    def __call__(self, sample: Sample) -> Sample:
+        if sample.image.is_floating_point():
+            raise UserError("normalize: the image is normalised already")
+        return replace(sample, image=(sample.image / 255 - self.mean) / self.std)
 
 
 class ScaleJitterCrop(Transform):

@@ -165,7 +165,7 @@ def looks_clean(truth: bytes, results: bytes, type: str, counts: Mapping[str, in
         return False
     if not results.lstrip().startswith(b"[") or _count(results, "bbox") not in (0, found):
         return False
-    if any(word in text for word in (b"null", b"Infinity", b"NaN") for text in (truth, results)):
+    if any(_has_value(text, word) for word in (b"null", b"Infinity", b"NaN") for text in (truth, results)):
         return False
     if type == "segm":
         sized = min(_count(truth, "height"), _count(truth, "width")) >= counts["images"]
@@ -189,6 +189,12 @@ def _cut_keypoints(text: bytes) -> tuple[list[int], bytes]:
 
 def _count(text: bytes, key: str) -> int:
     return text.count(b'"%s"' % key.encode())
+
+
+def _has_value(text: bytes, word: bytes) -> bool:
+    """Whether ``word`` occurs as a value; run lengths, written as letters, hold any word by chance."""
+    ends = re.finditer(word + rb"\s*[,\]}]", text)
+    return any(text[max(0, end.start() - 32) : end.start()].rstrip(b" \t\r\n-")[-1:] in b":,[" for end in ends)
 
 
 def _complete_keypoints(annotations: Sequence[Record], categories: Sequence[Mapping], where: str) -> None:

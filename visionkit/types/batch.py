@@ -97,7 +97,8 @@ class MixedBatch:
     """What a loader yields: images of several sources, each labelled for some heads only.
 
     Attributes:
-        images: (B, 3, H, W) uint8, or float in 0 ... 255 where a transform asked for it, until :meth:`normalised`.
+        images: (B, 3, H, W), uint8 until :meth:`normalised`; or float from the start, where a transform has normalised
+            them already.
         info: one a row.
         targets: by head name, one a row; ``None`` where the image is not labelled for that head.
     """
@@ -121,13 +122,15 @@ class MixedBatch:
         )
 
     def normalised(self, mean: Tensor, std: Tensor, *, channels_last: bool = True) -> MixedBatch:
-        """Images as float, ``(x / 255 - mean) / std``, with padding set to 0.
+        """Images as float, ``(x / 255 - mean) / std``, with padding set to 0; those that are float already are kept.
 
         Args:
             mean, std: (3,) in units of 0 ... 1, RGB.
             channels_last: memory format of the result.
         """
-        x = self.images.contiguous(memory_format=torch.channels_last) if channels_last else self.images
+        x = self.images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        if x.is_floating_point():
+            return replace(self, images=x)
         x = (x.float() - (mean * 255.0)[:, None, None]) / (std * 255.0)[:, None, None]
         height, width = x.shape[-2:]
         for row, info in enumerate(self.info):
