@@ -246,7 +246,8 @@ def test_collate_pads_with_zeros_and_ignore() -> None:
         assert int((labels == IGNORE).sum()) == 32 * 32 - height * width
         assert masks.shape == (1, 32, 32)
         assert int(masks.sum()) == height * width
-    samples[0].image = samples[0].image.float()
+    for sample in samples:
+        sample.image = sample.image.float()
     assert collate(samples).images.dtype == torch.float32
 
 
