@@ -22,6 +22,7 @@ from visionkit.types import (
     FeatureSpec,
     InstanceTarget,
     LabelSet,
+    Mean,
     RegionOutput,
     RegionSamples,
 )
@@ -203,7 +204,7 @@ class RCNN(Head):
         pooled = {level: features[level] for level in self.pool.levels}
         return Regions(self.labels, self, pooled, rpn, [Answer() for _ in batch.info])
 
-    def losses(self, output: Regions, batch: Batch[InstanceTarget]) -> dict[str, Tensor]:
+    def losses(self, output: Regions, batch: Batch[InstanceTarget]) -> dict[str, Tensor | Mean]:
         objectness, rpn_box = self.rpn.losses(output.rpn, batch.targets)
         samples = output.samples(batch.targets)
         logits, deltas = self.branch(self.pool(output.features, [s.boxes for s in samples]))
@@ -214,12 +215,12 @@ class RCNN(Head):
         aims = torch.cat([
             encode(target.boxes[s.matched], s.boxes, self.box_weights) for s, target in zip(positives, batch.targets)
         ])  # fmt: skip
-        count = max(1, len(classes))
+        count = len(classes)
         return {
             "rpn_objectness": objectness,
             "rpn_box": rpn_box,
-            "box_class": F.cross_entropy(logits, classes, reduction="sum") / count,
-            "box_delta": F.smooth_l1_loss(said, aims, beta=self.beta, reduction="sum") / count,
+            "box_class": Mean(F.cross_entropy(logits, classes, reduction="sum"), count),
+            "box_delta": Mean(F.smooth_l1_loss(said, aims, beta=self.beta, reduction="sum"), count),
         }
 
     @torch.no_grad()

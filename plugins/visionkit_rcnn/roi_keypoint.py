@@ -18,6 +18,7 @@ from visionkit.types import (
     InstanceTarget,
     KeypointPrediction,
     LabelSet,
+    Mean,
     RegionOutput,
     RegionSamples,
 )
@@ -84,7 +85,7 @@ class RoIKeypoint(Head):
             x = F.relu(conv(x))
         return F.interpolate(self.upsample(x).float(), scale_factor=2.0, mode="bilinear", align_corners=False)
 
-    def losses(self, output: BranchOutput, batch: Batch[InstanceTarget]) -> dict[str, Tensor]:
+    def losses(self, output: BranchOutput, batch: Batch[InstanceTarget]) -> dict[str, Tensor | Mean]:
         samples = [
             with_keypoints(sample, target)
             for sample, target in zip(output.regions.samples(batch.targets), batch.targets)
@@ -96,7 +97,7 @@ class RoIKeypoint(Head):
             if target.keypoints is not None
         ] or [logits.new_zeros(0, logits.shape[1], dtype=torch.int64)])  # fmt: skip
         loss = F.cross_entropy(logits.flatten(2).flatten(0, 1), cells.flatten(), ignore_index=-1, reduction="sum")
-        return {"keypoint": loss / max(1, int((cells >= 0).sum()))}
+        return {"keypoint": Mean(loss, (cells >= 0).sum())}
 
     @torch.no_grad()
     def predict(self, output: BranchOutput, batch: Batch) -> list[KeypointPrediction]:

@@ -20,6 +20,7 @@ from visionkit.types import (
     InstanceTarget,
     LabelSet,
     MaskPrediction,
+    Mean,
     RegionOutput,
     RegionSamples,
 )
@@ -91,7 +92,7 @@ class RoIMask(Head):
         channel = torch.zeros_like(labels) if self.class_agnostic else labels + 1
         return x[torch.arange(len(x), device=x.device), channel]
 
-    def losses(self, output: BranchOutput, batch: Batch[InstanceTarget]) -> dict[str, Tensor]:
+    def losses(self, output: BranchOutput, batch: Batch[InstanceTarget]) -> dict[str, Tensor | Mean]:
         samples = [
             with_mask(sample, target) for sample, target in zip(output.regions.samples(batch.targets), batch.targets)
         ]
@@ -101,7 +102,7 @@ class RoIMask(Head):
             crop_masks(target.masks, sample, logits.shape[-1]) for sample, target in zip(samples, batch.targets)
         ])  # fmt: skip
         loss = F.binary_cross_entropy_with_logits(logits, aims, reduction="sum")
-        return {"mask": loss / max(1, logits.numel())}
+        return {"mask": Mean(loss, logits.numel())}
 
     @torch.no_grad()
     def predict(self, output: BranchOutput, batch: Batch) -> list[MaskPrediction]:

@@ -12,7 +12,7 @@ from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
 from visionkit.layers.boxes import cell_anchors, decode, encode, grid_anchors, match, sample
 from visionkit.layers.roi import common_channels
-from visionkit.types import Features, FeatureSpec, ImageInfo, InstanceTarget, Output
+from visionkit.types import Features, FeatureSpec, ImageInfo, InstanceTarget, Mean, Output
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class RPN(nn.Module):
             proposals.append(boxes[keep[:after_nms]])
         return proposals
 
-    def losses(self, out: RPNOutput, targets: Sequence[InstanceTarget]) -> tuple[Tensor, Tensor]:
+    def losses(self, out: RPNOutput, targets: Sequence[InstanceTarget]) -> tuple[Mean, Mean]:
         """Objectness (binary cross-entropy) and regression (smooth L1 of the positives), as means over all samples."""
         anchors = torch.cat(out.anchors.levels)
         logits, truths, deltas, aims = [], [], [], []
@@ -136,7 +136,7 @@ class RPN(nn.Module):
             truths.append(torch.cat((torch.ones_like(objectness[positive]), torch.zeros_like(objectness[negative]))))
             deltas.append(delta[positive])
             aims.append(encode(target.boxes[matched[positive]], anchors[positive]))
-        count = max(1, sum(map(len, logits)))
+        count = sum(map(len, logits))
         objectness_loss = F.binary_cross_entropy_with_logits(torch.cat(logits), torch.cat(truths), reduction="sum")
         delta_loss = F.smooth_l1_loss(torch.cat(deltas), torch.cat(aims), beta=self.beta, reduction="sum")
-        return objectness_loss / count, delta_loss / count
+        return Mean(objectness_loss, count), Mean(delta_loss, count)

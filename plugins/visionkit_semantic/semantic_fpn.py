@@ -13,7 +13,16 @@ from visionkit.layers.conv import ConvNormAct
 from visionkit.layers.norm import NormName
 from visionkit.layers.semantic import resample, semantic_cross_entropy, semantic_predictions
 from visionkit.model import Head
-from visionkit.types import Batch, Features, FeatureSpec, LabelSet, SemanticOutput, SemanticPrediction, SemanticTarget
+from visionkit.types import (
+    Batch,
+    Features,
+    FeatureSpec,
+    LabelSet,
+    Mean,
+    SemanticOutput,
+    SemanticPrediction,
+    SemanticTarget,
+)
 
 STRIDE = 4
 """Input pixels per cell of the logits."""
@@ -89,7 +98,7 @@ class SemanticFPN(Head):
             total = x if total is None else total + x
         return SemanticOutput(self.score(total))
 
-    def losses(self, output: SemanticOutput, batch: Batch[SemanticTarget]) -> dict[str, Tensor]:
+    def losses(self, output: SemanticOutput, batch: Batch[SemanticTarget]) -> dict[str, Tensor | Mean]:
         """Mean cross-entropy over the labelled pixels."""
         return {"cross_entropy": semantic_cross_entropy(output.logits, batch, stride=STRIDE, weight=self.weight)}
 

@@ -362,7 +362,7 @@ def test_samples_are_the_same_for_every_head_and_for_every_selection_of_images()
     targets = [OBJECTS, instances([[30, 30, 90, 80]], [2]), InstanceTarget.empty((96, 128), 3, masks=True)]
     batch = make_batch(*targets)
     everything = {name: [0, 1, 2] for name in model.order}
-    regions = model.run_heads(model.features(batch.images), batch, everything)["boxes"]
+    regions = model.run_heads(model.branches(model.features(batch.images)), batch, everything)["boxes"]
 
     two = regions.rows([0, 2], 3).samples([targets[0], targets[2]])
     first = regions.samples(targets)
@@ -380,7 +380,7 @@ def test_samples_are_the_same_for_every_head_and_for_every_selection_of_images()
             assert box_iou(positive.boxes, target.boxes).amax(1).min() >= 0.5
     assert (first[2].matched == -1).all()
 
-    whole = model.run_heads(model.features(batch.images), batch, everything)["boxes"].detections()
+    whole = model.run_heads(model.branches(model.features(batch.images)), batch, everything)["boxes"].detections()
     part = regions.rows([2], 3).detections() + regions.rows([0, 1], 3).detections()
     for a, b in zip(whole, [part[1], part[2], part[0]]):
         torch.testing.assert_close(a.boxes, b.boxes, atol=1e-4, rtol=1e-5)

@@ -97,8 +97,6 @@ class Geometry:
             return self._instances(target)
         if isinstance(target, SemanticTarget):
             return SemanticTarget(torch.from_numpy(np.ascontiguousarray(self.map(target.labels.numpy()))))
-        if not hasattr(target, "moved"):
-            raise TypeError(f"{type(target).__name__} cannot be cropped, resized or mirrored: it has no method 'moved'")
         return target.moved(self)
 
     def _instances(self, target: InstanceTarget) -> InstanceTarget:
@@ -160,15 +158,12 @@ def whole_image(sample: Sample, size: tuple[int, int] | None = None, *, mirror: 
 
 
 def pad_target(target: Target, size: tuple[int, int]) -> Target:
-    """Masks and label maps padded at the right and bottom to this size; label maps with ``IGNORE``.
-
-    A target of a plugin's own type takes part if it has a method ``padded(size)``.
-    """
+    """Masks and label maps padded at the right and bottom to this size; label maps with ``IGNORE``."""
     if isinstance(target, SemanticTarget):
         return SemanticTarget(_pad(target.labels, size, IGNORE))
     if isinstance(target, InstanceTarget):
         return target if target.masks is None else replace(target, masks=_pad(target.masks, size, 0))
-    return target.padded(size) if hasattr(target, "padded") else target
+    return target.padded(size)
 
 
 def _pad(values: Tensor, size: tuple[int, int], fill: int) -> Tensor:

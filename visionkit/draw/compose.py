@@ -37,7 +37,7 @@ def draw_prediction(
     """One picture of several heads: label maps below, then masks, boxes and keypoints, each object once.
 
     A class has the same colour in every head. A kind of prediction that is not the core's own paints itself first, by
-    its ``draw``; a kind of target that the core does not know is not drawn.
+    its ``draw``, and so is a target of another kind.
 
     Args:
         image: (H, W, 3) uint8 RGB; not changed.
@@ -61,7 +61,7 @@ def draw_prediction(
             groups.append(
                 to_drawn(item, labels[head], colors, min_score=min_score, min_keypoint_score=min_keypoint_score)
             )
-        elif isinstance(item, Prediction):
+        elif isinstance(item, Prediction | Target):
             canvas = _draw_itself(canvas, item, labels[head])
 
     canvas = paint.enlarge(canvas, scale)
@@ -81,14 +81,14 @@ def _draws_as(item: Prediction | Target, kind: type[Prediction]) -> bool:
     return isinstance(item, Target) or type(item).draw is kind.draw
 
 
-def _draw_itself(image: np.ndarray, prediction: Prediction, labels: LabelSet) -> np.ndarray:
+def _draw_itself(image: np.ndarray, item: Prediction | Target, labels: LabelSet) -> np.ndarray:
     try:
-        drawn = prediction.draw(image, labels)
+        drawn = item.draw(image, labels)
     except NotImplementedError as error:
         warnings.warn(str(error), stacklevel=2)
         return image
     if drawn.shape != image.shape or drawn.dtype != np.uint8:
-        kind = type(prediction).__name__
+        kind = type(item).__name__
         raise ValueError(f"{kind}.draw returned {drawn.dtype} {drawn.shape} for an image of shape {image.shape}")
     return drawn
 

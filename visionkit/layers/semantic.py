@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from visionkit.types import IGNORE, Batch, ImageInfo, SemanticPrediction, SemanticTarget
+from visionkit.types import IGNORE, Batch, ImageInfo, Mean, SemanticPrediction, SemanticTarget
 
 _AT_ONCE = 1 << 21  # pixels x classes that prediction upsamples at once: 8 MB of float32
 
@@ -37,8 +37,8 @@ def stack_labels(targets: Sequence[SemanticTarget], size: tuple[int, int]) -> Te
 
 def semantic_cross_entropy(
     logits: Tensor, batch: Batch[SemanticTarget], *, stride: int = 1, weight: Tensor | None = None
-) -> Tensor:
-    """Softmax cross-entropy, averaged over the labelled pixels of the batch; 0 where there is none.
+) -> Mean:
+    """Softmax cross-entropy as a mean over the labelled pixels of the batch; 0 where there is none.
 
     Args:
         logits: (B, classes, h, w), each cell ``stride`` input pixels a side; upsampled to the input first.
@@ -52,9 +52,9 @@ def semantic_cross_entropy(
     labels = stack_labels(batch.targets, (height, width))
     total = F.cross_entropy(logits.float(), labels, weight=weight, ignore_index=IGNORE, reduction="sum")
     if weight is None:
-        return total / (labels != IGNORE).sum().clamp(min=1)
+        return Mean(total, (labels != IGNORE).sum())
     counted = weight[labels.where(labels != IGNORE, 0)] * (labels != IGNORE)
-    return total / counted.sum().clamp(min=torch.finfo(torch.float32).tiny)
+    return Mean(total, counted.sum())
 
 
 def semantic_predictions(logits: Tensor, batch: Batch, *, stride: int = 1) -> list[SemanticPrediction]:

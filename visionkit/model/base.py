@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from visionkit.types import Batch, Features, FeatureSpec, LabelSet, Output, Prediction
+from visionkit.types import Batch, Features, FeatureSpec, LabelSet, Mean, Output, Prediction
 
 
 class Backbone(nn.Module):
@@ -66,7 +66,12 @@ class Head(nn.Module):
         labels_from: the port whose head it shares its label set with (a mask branch names the classes of its boxes);
             ``None`` where its labels come from its own sources.
         loss_names: the names of the losses, always the same ones.
+        phase_loss_names: the same for each phase but ``"main"``.
         evaluators: names of the evaluators that judge its predictions unless the pipeline says otherwise.
+        remembers: whether it has a memory: its output then has a field ``memory``, which the next frame of the clip
+            finds as ``upstream["memory"]``.
+        exportable: whether ``forward`` can be captured by ``torch.export``.
+        expected_failures: conformance check -> why this head cannot pass it.
 
     Instance attributes:
         levels: names of the feature levels it reads; set in the constructor.
@@ -78,7 +83,11 @@ class Head(nn.Module):
     needs: ClassVar[Mapping[str, type[Output]]] = {}
     labels_from: ClassVar[str | None] = None
     loss_names: ClassVar[tuple[str, ...]]
+    phase_loss_names: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     evaluators: ClassVar[tuple[str, ...]] = ()
+    remembers: ClassVar[bool] = False
+    exportable: ClassVar[bool] = False
+    expected_failures: ClassVar[Mapping[str, str]] = {}
 
     levels: tuple[str, ...] = ()
 
@@ -97,8 +106,12 @@ class Head(nn.Module):
         """
         raise NotImplementedError
 
-    def losses(self, output: Any, batch: Batch) -> dict[str, Tensor]:
-        """Scalars by loss name, each a mean over what it counts; every image of ``batch`` is labelled for this head."""
+    def losses(self, output: Any, batch: Batch) -> Mapping[str, Tensor | Mean]:
+        """Losses by name; every image of ``batch`` is labelled for this head.
+
+        A scalar is taken for a mean over the images. A loss that is a mean over something else (pixels, anchors,
+        objects) is better returned as :class:`~visionkit.types.Mean`, which stays exact over several processes.
+        """
         raise NotImplementedError
 
     def predict(self, output: Any, batch: Batch) -> Sequence[Prediction]:
@@ -108,10 +121,11 @@ class Head(nn.Module):
     def phases(self) -> Mapping[str, Iterable[nn.Parameter]]:
         """Parameter groups that are trained in turn, each by an optimiser of its own; ``"main"`` is everyone's.
 
-        An adversarial head adds a phase for its discriminator and leaves those parameters out of ``"main"``.
+        An adversarial head adds a phase for its discriminator and leaves those parameters out of ``"main"``. While one
+        phase is trained, the parameters of the others get no gradient, and their batch norms keep their statistics.
         """
         return {"main": self.parameters()}
 
-    def phase_losses(self, phase: str, output: Any, batch: Batch) -> dict[str, Tensor]:
-        """The losses of one phase; ``output`` is detached in every phase but ``"main"``."""
+    def phase_losses(self, phase: str, output: Any, batch: Batch) -> Mapping[str, Tensor | Mean]:
+        """The losses of one phase; ``output`` is what ``"main"`` made, detached in every phase but that."""
         return self.losses(output, batch) if phase == "main" else {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,24 +10,38 @@ from torch import Tensor, nn
 
 from visionkit.errors import UserError
 from visionkit.model.base import Backbone, Head, Neck
-from visionkit.types import Features, MixedBatch, Output, Prediction
+from visionkit.types import Features, Mean, MixedBatch, Output, Prediction
+from visionkit.types.mean import divide
 from visionkit.types.outputs import take_rows
 
 Losses = dict[str, dict[str, Tensor]]
 """Scalars by head name and loss name."""
 
+Branches = dict[str, dict[str, Tensor]]
+"""The shared features that each head reads, by head name and level."""
+
 
 class Step:
     """One batch on its way through the phases of a training step.
+
+    Attributes:
+        batch: normalised.
+        phase: whose losses are asked for.
+        outputs: what ``"main"`` made, for the phases after it.
+        branch: hands the shared features to the heads; ``None`` hands every head the very same tensors. A balancer that
+            weighs gradients where the heads branch off stands here.
+        labelled: after the forward pass, how many images each head has learnt from, in all processes together.
 
     Not a dataclass, and no container: wrappers for precision and distribution look into those and convert what they
     find, and boxes in half precision are wrong boxes.
     """
 
-    def __init__(self, batch: MixedBatch) -> None:
+    def __init__(self, batch: MixedBatch, branch: Callable[[Branches], Branches] | None = None) -> None:
         self.batch = batch
         self.phase = "main"
         self.outputs: dict[str, Any] | None = None
+        self.branch = branch
+        self.labelled: dict[str, int] = {}
 
 
 class MultiTaskModel(nn.Module):
@@ -80,12 +94,19 @@ class MultiTaskModel(nn.Module):
 
     def run_heads(
         self,
-        features: Features,
+        branches: Mapping[str, Features],
         batch: MixedBatch,
         rows: Mapping[str, Sequence[int]],
         memory: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Outputs of the heads named in ``rows``, each over its rows of the batch, in the order of the graph."""
+        """Outputs of the heads named in ``rows``, each over its rows of the batch, in the order of the graph.
+
+        Args:
+            branches: by head name, the levels that it reads.
+            batch: normalised.
+            rows: by head name.
+            memory: what each head kept of the frame before; as in :meth:`predict`.
+        """
         outputs: dict[str, Any] = {}
         for name in self.order:
             if not rows.get(name):
@@ -97,13 +118,14 @@ class MultiTaskModel(nn.Module):
                 upstream[port] = outputs[other].rows([theirs.index(row) for row in mine], len(theirs))
             if memory is not None:
                 upstream["memory"] = memory.get(name)
-            seen = {level: take_rows(features[level], mine, len(batch)) for level in head.levels}
+            seen = {level: take_rows(value, mine, len(batch)) for level, value in branches[name].items()}
             outputs[name] = head(seen, batch.view(name, mine, targets=False), upstream)
         return outputs
 
     def forward(self, step: Step) -> Losses:
         """Losses of the phase that ``step`` is in; its outputs are left there for the phases after it."""
-        losses, step.outputs = self.losses(step.batch, step.phase, step.outputs)
+        found, step.outputs = self._losses(step.batch, step.phase, step.outputs, step.branch)
+        losses, step.labelled = means_of_all(found, {name: len(step.batch.labelled(name)) for name in found})
         return losses
 
     def losses(
@@ -119,30 +141,57 @@ class MultiTaskModel(nn.Module):
             phase: whose losses.
             outputs: what ``"main"`` returned in this step, for the phases after it.
         """
+        found, outputs = self._losses(batch, phase, outputs)
+        return _values(found), outputs
+
+    def _losses(
+        self,
+        batch: MixedBatch,
+        phase: str,
+        outputs: dict[str, Any] | None,
+        branch: Callable[[Branches], Branches] | None = None,
+    ) -> tuple[dict[str, dict[str, Tensor | Mean]], dict[str, Any]]:
+        """What :meth:`losses` returns, the losses as the heads give them."""
         labelled = {name: batch.labelled(name) for name in self.order}
         rows = self._rows_to_run(labelled)
-        features: dict[str, Tensor] = {}
+        branches: Branches = {name: {} for name in self.order}
         if outputs is None:
-            features = self.features(batch.images)
-            outputs = self.run_heads(features, batch, rows)
-        losses: Losses = {}
+            branches = self.branches(self.features(batch.images))
+            branches = branch(branches) if branch else branches
+            outputs = self.run_heads(branches, batch, rows)
+        losses: dict[str, dict[str, Tensor | Mean]] = {}
         for name in self.order:
             head, mine = self.head(name), labelled[name]
             if mine:
                 output = outputs[name].rows([list(rows[name]).index(row) for row in mine], len(rows[name]))
-                losses[name] = head.phase_losses(phase, output, batch.view(name, mine, targets=True))
+                found = head.phase_losses(phase, output, batch.view(name, mine, targets=True))
+                if found or phase in head.phases():
+                    losses[name] = _checked(name, head, phase, found)
             elif phase in head.phases():
-                losses[name] = self._zero_losses(head, features)
+                losses[name] = self._zero_losses(head, phase, branches[name])
         return losses, outputs
 
+    def branches(self, features: Features) -> Branches:
+        """For each head, the levels that it reads."""
+        return {name: {level: features[level] for level in self.head(name).levels} for name in self.order}
+
     def predict(
-        self, batch: MixedBatch, heads: Iterable[str] | None = None, memory: Mapping[str, Any] | None = None
+        self, batch: MixedBatch, heads: Iterable[str] | None = None, memory: dict[str, Any] | None = None
     ) -> dict[str, Sequence[Prediction]]:
-        """Predictions by head, one an image; one pass over the backbone whatever the number of heads."""
+        """Predictions by head, one an image; one pass over the backbone whatever the number of heads.
+
+        Args:
+            batch: normalised.
+            heads: who is asked; ``None``: all.
+            memory: for a clip, frame by frame: an empty dictionary at its start, in which heads that remember leave
+                what they need of this frame for the next one. ``None``: every image stands by itself.
+        """
         wanted = list(self.order if heads is None else heads)
         everything = list(range(len(batch)))
         rows = self._rows_to_run({name: everything if name in wanted else [] for name in self.order})
-        outputs = self.run_heads(self.features(batch.images), batch, rows, memory)
+        outputs = self.run_heads(self.branches(self.features(batch.images)), batch, rows, memory)
+        if memory is not None:
+            memory.update({name: out.memory for name, out in outputs.items() if self.head(name).remembers})
         return {
             name: self.head(name).predict(outputs[name], batch.view(name, everything, targets=False)) for name in wanted
         }
@@ -156,12 +205,64 @@ class MultiTaskModel(nn.Module):
         return {name: sorted(rows) for name, rows in run.items()}
 
     @staticmethod
-    def _zero_losses(head: Head, features: Features) -> dict[str, Tensor]:
+    def _zero_losses(head: Head, phase: str, features: Features) -> dict[str, Tensor | Mean]:
         # One element of each is enough to join the graph, and costs nothing.
         parts = [p.flatten()[:1].sum() for p in head.parameters() if p.requires_grad]
-        parts += [features[level][:1, :1, :1, :1].sum() for level in head.levels if level in features]
-        zero = sum(parts, torch.zeros(())) * 0.0 if not parts else torch.stack(parts).sum() * 0.0
-        return dict.fromkeys(head.loss_names, zero)
+        parts += [features[level][:1, :1, :1, :1].sum() for level in features]
+        zero = torch.stack(parts).sum() * 0.0 if parts else torch.zeros(())
+        return dict.fromkeys(names_of_losses(head, phase), zero)
+
+
+def names_of_losses(head: Head, phase: str) -> tuple[str, ...]:
+    """The losses that a head has in one phase; a phase that names none has one of its own name."""
+    return head.loss_names if phase == "main" else head.phase_loss_names.get(phase, (phase,))
+
+
+def _checked(name: str, head: Head, phase: str, losses: Mapping[str, Tensor | Mean]) -> dict[str, Tensor | Mean]:
+    """The losses in the order in which they are declared: the same in every step and process."""
+    declared = names_of_losses(head, phase)
+    if set(losses) != set(declared):
+        where = "" if phase == "main" else f" in phase '{phase}'"
+        raise UserError(f"head '{name}' gives losses {sorted(losses)}{where}, but declares {sorted(declared)}")
+    return {key: losses[key] for key in declared}
+
+
+def _values(found: Mapping[str, Mapping[str, Tensor | Mean]]) -> Losses:
+    """Every loss as the mean over what this process counted."""
+    return {
+        head: {name: loss.value() if isinstance(loss, Mean) else loss for name, loss in named.items()}
+        for head, named in found.items()
+    }
+
+
+def means_of_all(
+    found: Mapping[str, Mapping[str, Tensor | Mean]], labelled: Mapping[str, int]
+) -> tuple[Losses, dict[str, int]]:
+    """Losses such that their average over the processes is the mean over all that the processes counted.
+
+    A scalar counts the images that its head has learnt from. One exchange of counts serves all heads.
+
+    Args:
+        found: by head and loss name, as the heads gave them.
+        labelled: by head, labelled images of this process.
+
+    Returns:
+        The losses, and labelled images of all processes, by head.
+    """
+    world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    if world == 1:
+        return _values(found), dict(labelled)
+    listed = [(head, name, loss) for head, named in found.items() for name, loss in named.items()]
+    device = next(loss.total if isinstance(loss, Mean) else loss for _, _, loss in listed).device
+    own: list[Any] = [loss.count if isinstance(loss, Mean) else labelled[head] for head, _, loss in listed]
+    counts = torch.stack([torch.as_tensor(c, dtype=torch.float32, device=device) for c in [*own, *labelled.values()]])
+    here = counts.clone()
+    torch.distributed.all_reduce(counts)
+    losses: Losses = {head: {} for head in found}
+    for i, (head, name, loss) in enumerate(listed):
+        total = loss.total if isinstance(loss, Mean) else loss * here[i]
+        losses[head][name] = divide(total * world, counts[i])
+    return losses, {head: int(n) for head, n in zip(labelled, counts[len(listed) :].tolist())}
 
 
 def resolve_ports(heads: Mapping[str, Head], reads: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:

@@ -3,6 +3,7 @@
 from visionkit.types.batch import Batch, ImageInfo, MixedBatch
 from visionkit.types.features import Features, FeatureSpec, Level
 from visionkit.types.labels import IGNORE, LabelSet
+from visionkit.types.mean import Mean
 from visionkit.types.outputs import Detections, Output, RegionOutput, RegionSamples, SemanticOutput
 from visionkit.types.predictions import (
     BoxPrediction,
@@ -26,6 +27,7 @@ __all__ = [
     "LabelSet",
     "Level",
     "MaskPrediction",
+    "Mean",
     "MixedBatch",
     "Output",
     "Prediction",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
+from pycocotools.mask import encode
 from torch import Tensor
 
+from visionkit.types.batch import ImageInfo
 from visionkit.types.labels import LabelSet
+from visionkit.types.targets import InstanceTarget, SemanticTarget
 
 
 class Prediction:
@@ -21,6 +24,11 @@ class Prediction:
         raise NotImplementedError(
             f"{type(self).__name__} does not say how it is drawn: give it a method draw(image, labels)"
         )
+
+    @classmethod
+    def from_target(cls, target: Any, info: ImageInfo, labels: LabelSet) -> Self:
+        """What a perfect head would say of an image with this target, in original coordinates."""
+        raise NotImplementedError(f"{cls.__name__} cannot be made from a target: give it a classmethod from_target")
 
     def to_coco(self, image_id: int | str, labels: LabelSet) -> list[dict[str, Any]]:
         """Records of a COCO results file (category ids are ``labels.ids``); empty where the kind has none."""
@@ -56,6 +64,10 @@ class BoxPrediction(Prediction):
     def __len__(self) -> int:
         return len(self.boxes)
 
+    @classmethod
+    def from_target(cls, target: InstanceTarget, info: ImageInfo, labels: LabelSet) -> Self:
+        return cls(**_found(target))
+
     def to_coco(self, image_id: int | str, labels: LabelSet) -> list[dict[str, Any]]:
         xyxy = self.boxes.double().cpu()
         xywh = torch.cat((xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]), 1).tolist()
@@ -68,6 +80,13 @@ class BoxPrediction(Prediction):
         from visionkit.draw import draw_instances
 
         return draw_instances(image, self, labels)
+
+
+def _found(target: InstanceTarget) -> dict[str, Tensor]:
+    """Boxes, scores of 1 and labels of the objects; a crowd is none."""
+    objects = ~target.crowd
+    boxes = target.boxes[objects]
+    return {"boxes": boxes, "scores": torch.ones(len(boxes)), "labels": target.labels[objects]}
 
 
 @dataclass
@@ -84,6 +103,13 @@ class MaskPrediction(BoxPrediction):
         super().__post_init__()
         if len(self.rles) != len(self.boxes):
             raise ValueError(f"{len(self.rles)} masks for {len(self.boxes)} boxes")
+
+    @classmethod
+    def from_target(cls, target: InstanceTarget, info: ImageInfo, labels: LabelSet) -> Self:
+        if target.masks is None:
+            raise ValueError(f"the objects of {info.path or info.id} have no masks")
+        rles = [encode(np.asfortranarray(mask)) for mask in target.masks[~target.crowd].cpu().numpy()]
+        return cls(**_found(target), rles=rles)
 
     def to_coco(self, image_id: int | str, labels: LabelSet) -> list[dict[str, Any]]:
         """As COCO's format for segmentations has it, without boxes: pycocotools would take areas from them."""
@@ -109,6 +135,14 @@ class KeypointPrediction(BoxPrediction):
         if self.keypoints.ndim != 3 or len(self.keypoints) != len(self.boxes) or self.keypoints.shape[2] != 3:
             raise ValueError(f"keypoints of shape {tuple(self.keypoints.shape)} for {len(self.boxes)} boxes")
 
+    @classmethod
+    def from_target(cls, target: InstanceTarget, info: ImageInfo, labels: LabelSet) -> Self:
+        if target.keypoints is None:
+            raise ValueError(f"the objects of {info.path or info.id} have no keypoints")
+        keypoints = target.keypoints[~target.crowd].clone()
+        keypoints[..., 2] = (keypoints[..., 2] > 0).float()
+        return cls(**_found(target), keypoints=keypoints)
+
     def to_coco(self, image_id: int | str, labels: LabelSet) -> list[dict[str, Any]]:
         records = super().to_coco(image_id, labels)
         flat = self.keypoints.double().cpu().flatten(1).tolist()
@@ -132,6 +166,10 @@ class SemanticPrediction(Prediction):
     def __post_init__(self) -> None:
         if self.labels.ndim != 2:
             raise ValueError(f"a label map has shape (H, W), not {tuple(self.labels.shape)}")
+
+    @classmethod
+    def from_target(cls, target: SemanticTarget, info: ImageInfo, labels: LabelSet) -> Self:
+        return cls(target.labels.to(torch.uint8))
 
     def draw(self, image: np.ndarray, labels: LabelSet) -> np.ndarray:
         from visionkit.draw import draw_semantic

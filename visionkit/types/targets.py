@@ -7,13 +7,17 @@ there*. The two are never confused.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from visionkit.types._tree import map_tensors
-from visionkit.types.labels import IGNORE
+from visionkit.types.labels import IGNORE, LabelSet
+
+if TYPE_CHECKING:
+    from visionkit.data.geometry import Geometry
 
 
 class Target:
@@ -26,6 +30,24 @@ class Target:
     def relabel(self, table: Tensor) -> Self:
         """The same target in another label set: label ``i`` becomes ``table[i]``, or is left out where that is -1."""
         raise NotImplementedError(f"{type(self).__name__} has no labels to map; give its source no label map")
+
+    def moved(self, geometry: Geometry) -> Self:
+        """The same target after its image was cropped, mirrored and resized: pixels by ``geometry.map(array)``, points
+        by ``geometry.points``, boxes by ``geometry.boxes``."""
+        raise NotImplementedError(
+            f"{type(self).__name__} cannot be cropped, resized or mirrored: it has no method 'moved'"
+        )
+
+    def padded(self, size: tuple[int, int]) -> Self:
+        """The same target in an image that was padded at the right and bottom to (height, width); needed by targets
+        that hold something for every pixel."""
+        return self
+
+    def draw(self, image: np.ndarray, labels: LabelSet) -> np.ndarray:
+        """The truth as an overlay on ``image`` ((H, W, 3) uint8 RGB, not changed) of the same size."""
+        raise NotImplementedError(
+            f"{type(self).__name__} does not say how it is drawn: give it a method draw(image, labels)"
+        )
 
 
 @dataclass
@@ -80,6 +102,11 @@ class InstanceTarget(Target):
         out.labels = labels[keep]
         return out
 
+    def draw(self, image: np.ndarray, labels: LabelSet) -> np.ndarray:
+        from visionkit.draw import draw_instances
+
+        return draw_instances(image, self, labels)
+
     @classmethod
     def empty(
         cls, size: tuple[int, int] | None = None, num_keypoints: int | None = None, *, masks: bool = False
@@ -115,3 +142,8 @@ class SemanticTarget(Target):
         full = torch.full((256,), IGNORE, dtype=torch.uint8)
         full[: len(table)] = torch.where(table < 0, IGNORE, table).to(torch.uint8)
         return SemanticTarget(full.to(self.labels.device)[self.labels.long()])
+
+    def draw(self, image: np.ndarray, labels: LabelSet) -> np.ndarray:
+        from visionkit.draw import draw_semantic
+
+        return draw_semantic(image, self.labels.cpu().numpy(), labels)
