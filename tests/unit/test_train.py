@@ -59,8 +59,10 @@ def test_moving_average_equals_its_recurrence():
 def test_fixed_weights_scale_heads_and_single_losses():
     heads = {"a": ("x", "y"), "b": ("z",)}
     losses = {"a": {"x": torch.tensor(1.0), "y": torch.tensor(10.0)}, "b": {"z": torch.tensor(100.0)}}
-    assert float(Fixed(heads)(losses)) == 111.0
-    assert float(Fixed(heads, weights={"a": 2.0, "a/y": 0.5, "b": 0.1})(losses)) == pytest.approx(2 + 10 + 10)
+    assert float(Fixed(heads)(losses, {"a": 1, "b": 1})) == 111.0
+    assert float(Fixed(heads, weights={"a": 2.0, "a/y": 0.5, "b": 0.1})(losses, {"a": 1, "b": 1})) == pytest.approx(
+        2 + 10 + 10
+    )
     with pytest.raises(UserError, match="no head or loss 'c'"):
         Fixed(heads, weights={"c": 1.0})
 

@@ -17,8 +17,12 @@ def command(
     overrides: Overrides = None,
     plugin: PluginFiles = None,
     accelerator: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
-    devices: Annotated[int, typer.Option(help="Processes on this machine.")] = 1,
-    nodes: Annotated[int, typer.Option(help="Machines, each started by torchrun.")] = 1,
+    devices: Annotated[
+        int | None, typer.Option(help="Processes on this machine; as torchrun says, else 1.", show_default=False)
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option(help="Machines, each started by torchrun; as it says, else 1.", show_default=False)
+    ] = None,
 ) -> None:
     """Train all heads of a pipeline together, and evaluate them."""
     from visionkit.cli.tables import print_metrics

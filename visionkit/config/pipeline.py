@@ -136,6 +136,7 @@ class TrainConfig:
         parts: by prefix of parameter names (``backbone``, ``neck``, ``heads.NAME``), what differs there.
         precision: as lightning-fabric names it.
         clip: largest norm of all gradients together.
+        phases: by name of a phase beside ``main`` (an adversarial head's), its optimiser; that of ``main`` otherwise.
         accumulate: batches whose gradients make one step.
         ema: decay of the moving average of weights, per step.
         init: weights to start from: a run folder or a safetensors file.
@@ -149,6 +150,7 @@ class TrainConfig:
     batch_size: Positive = 8
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     parts: dict[str, PartConfig] = field(default_factory=dict)
+    phases: dict[str, OptimizerConfig] = field(default_factory=dict)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"] = "32-true"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -61,6 +62,8 @@ def evaluate_model(
             one = _SourceEvaluation(model, pipeline, plugins, labels, feed, keep=out is not None)
             one.run(torch.device(device), rank, world_size, report)
             metrics.update(one.results(world_size))
+            if out is not None and world_size > 1:
+                one.gather_predictions(world_size)
             if out is not None and rank == 0:
                 one.write_predictions(out / "predictions" / feed.name)
                 one.write_pictures(out / "pictures" / feed.name)
@@ -85,7 +88,7 @@ class _SourceEvaluation:
         self.heads = [head for head in model.order if head in feed.heads]
         self.evaluators = {head: _evaluators(model, pipeline, plugins, labels, feed, head) for head in self.heads}
         self.source_labels = {head: source_labels(pipeline, feed, head, labels[head]) for head in self.heads}
-        self.records: dict[str, list[dict[str, Any]]] = {head: [] for head in self.heads}
+        self.records: dict[str, list[list[dict[str, Any]]]] = {head: [] for head in self.heads}  # a list an image
         self.shown: list[dict[str, Prediction]] = []
 
     @torch.inference_mode()
@@ -127,9 +130,8 @@ class _SourceEvaluation:
     def _keep(self, predictions: Mapping[str, Sequence[Prediction]], info: Sequence[Any]) -> None:
         for row, image in enumerate(info):
             for head in self.heads:
-                for record in predictions[head][row].to_coco(image.id, self.source_labels[head]):
-                    if record["category_id"] != -1:
-                        self.records[head].append(record)
+                found = predictions[head][row].to_coco(image.id, self.source_labels[head])
+                self.records[head].append([record for record in found if record["category_id"] != -1])
             if len(self.shown) < self.pipeline.evaluate.pictures:
                 self.shown.append({head: predictions[head][row] for head in self.heads})
 
@@ -145,11 +147,18 @@ class _SourceEvaluation:
                 out |= {f"{self.feed.name}/{head}/{metric}": value for metric, value in evaluator.result().items()}
         return out
 
+    def gather_predictions(self, world_size: int) -> None:
+        """Records and predictions of all processes, in the order of the images."""
+        everyone: list[Any] = [None] * world_size
+        torch.distributed.all_gather_object(everyone, (self.records, self.shown))
+        self.records = {head: _in_turn([records[head] for records, _ in everyone]) for head in self.heads}
+        self.shown = _in_turn([shown for _, shown in everyone])[: self.pipeline.evaluate.pictures]
+
     def write_predictions(self, folder: Path) -> None:
         """One COCO results file a head, for the heads whose predictions have such records."""
         for head, records in self.records.items():
-            if records or any(p[head].to_coco(0, self.labels[head]) for p in self.shown):
-                write_atomically(folder / f"{head}.json", json.dumps(records))
+            if any(records) or any(p[head].to_coco(0, self.labels[head]) for p in self.shown):
+                write_atomically(folder / f"{head}.json", json.dumps(list(itertools.chain(*records))))
 
     def write_pictures(self, folder: Path) -> None:
         """Input, truth and prediction side by side, for the first images."""
@@ -166,6 +175,12 @@ class _SourceEvaluation:
             ok, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])
             if ok:
                 write_atomically(folder / f"{index:03d}_{name}.jpg", data.tobytes())
+
+
+def _in_turn(parts: Sequence[Sequence[Any]]) -> list[Any]:
+    """One item of each in turn: process ``r`` of ``n`` has seen the images r, r + n, r + 2 n ..."""
+    missing = object()
+    return [one for turn in itertools.zip_longest(*parts, fillvalue=missing) for one in turn if one is not missing]
 
 
 def _evaluators(

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from lightning_fabric.strategies import DDPStrategy
 
-from visionkit.config import Pipeline, build_component
-from visionkit.data.base import Source
+from visionkit.config import Pipeline
 from visionkit.data.loader import train_loader
 from visionkit.data.wiring import build_feeds, build_sources, resolve_labels
-from visionkit.errors import RunError
-from visionkit.evaluate.runner import evaluate_model
-from visionkit.model.build import build_model
-from visionkit.model.graph import Losses, MultiTaskModel, Step
-from visionkit.model.run import RunFolder, load_state, load_weights, write_atomically
-from visionkit.train.balance import Balancer
-from visionkit.train.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
-from visionkit.train.optim import MovingAverage, build_optimizer, freeze_parts, learning_rate, phases_of
+from visionkit.errors import RunError, UserError
+from visionkit.model import Head, MultiTaskModel
+from visionkit.model.build import build_model, head_class
+from visionkit.model.run import RunFolder, write_atomically
+from visionkit.train.checkpoint import load_checkpoint
 from visionkit.train.progress import Averages, MetricsFile, Progress
-from visionkit.types import LabelSet, MixedBatch
+from visionkit.train.step import Training
+from visionkit.types import LabelSet
 
 if TYPE_CHECKING:
     from visionkit.plugins import PluginManager
@@ -50,8 +46,8 @@ def train(
     *,
     resume: bool = False,
     accelerator: str = "auto",
-    devices: int = 1,
-    nodes: int = 1,
+    devices: int | None = None,
+    nodes: int | None = None,
 ) -> dict[str, float]:
     """Train a pipeline, leave a run folder at ``out``, and return its final metrics (``source/head/metric``).
 
@@ -61,15 +57,14 @@ def train(
         out: the run folder.
         resume: go on from its last checkpoint.
         accelerator: ``cpu``, ``cuda``, ``mps`` or ``auto``.
-        devices: processes on this machine.
-        nodes: machines, each launched by ``torchrun``.
+        devices: processes on this machine, one a device; ``None``: as many as ``torchrun`` has started, else one.
+        nodes: machines, each launched by ``torchrun``; ``None``: as many as it says, else one.
 
     Raises:
         UserError: anything in the pipeline or its data that the user must mend, a loss that is not finite (the message
             names the head and the images), a folder that already holds a run.
     """
-    fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, precision=pipeline.train.precision)  # type: ignore[arg-type]
-    fabric.launch()
+    fabric = start_processes(pipeline, plugins, accelerator, devices, nodes)
     folder = RunFolder(Path(out))
     if folder.checkpoint_file.exists() and not resume:
         raise RunError(f"{out} already holds a run: go on with --resume, or choose another --out")
@@ -109,6 +104,9 @@ def train(
         on_error=pipeline.train.on_error,
     )
     plugins.hook.visionkit_run_started(run=run)
+    if checkpoint is None and fabric.global_rank > 0:
+        # The weights are alike in all processes; what is drawn from now on is not.
+        torch.manual_seed(pipeline.train.seed + fabric.global_rank)
     every = pipeline.train.checkpoint_every or max(pipeline.train.steps // 10, 1)
     try:
         while run.step < pipeline.train.steps:
@@ -137,158 +135,34 @@ def train(
     return metrics
 
 
-class Training:
-    """Model, optimisers, balancer and average of one process, and the step that moves them."""
+def start_processes(
+    pipeline: Pipeline, plugins: PluginManager, accelerator: str, devices: int | None, nodes: int | None
+) -> Fabric:
+    """Fabric, with all its processes running.
 
-    def __init__(self, run: Run, plugins: PluginManager, fabric: Fabric) -> None:
-        self.run, self.fabric = run, fabric
-        pipeline = run.pipeline
-        model, train = run.model, pipeline.train
-        if train.channels_last:
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if train.init:
-            load_state(model, load_weights(initial_weights(train.init)), train.init)
-        freeze_parts(model, pipeline)
-        heads = {name: tuple(model.head(name).loss_names) for name in model.order}
-        self.balancer: Balancer = build_component(plugins, "balancer", train.balancer, pipeline, heads)
-        self.balancer.to(fabric.device)
-        self.phases = phases_of(model)
-        optimizers = [
-            build_optimizer(model, parameters, train, self.balancer.parameters() if phase == "main" else ())
-            for phase, parameters in self.phases.items()
-        ]
-        self.module = fabric.setup_module(model)
-        self.optimizers = dict(zip(self.phases, fabric.setup_optimizers(*optimizers) if len(optimizers) > 1
-                                   else [fabric.setup_optimizers(*optimizers)]))  # fmt: skip
-        self.average = MovingAverage(model, train.ema) if train.ema else None
-
-    def step(self, batches: list[MixedBatch], averages: Averages) -> float:
-        """One update of every phase from ``accumulate`` batches; returns the learning rate it was taken with."""
-        model, train = self.run.model, self.run.pipeline.train
-        model.train()
-        rate = learning_rate(train, self.run.step)
-        steps = [
-            Step(
-                batch.to(self.fabric.device, non_blocking=True).normalised(
-                    model.mean, model.std, channels_last=train.channels_last
-                )
-            )
-            for batch in batches
-        ]
-        for phase, optimizer in self.optimizers.items():
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group["lr_scale"]
-            with self._only(phase):
-                for i, step in enumerate(steps):
-                    step.phase = phase
-                    with self.fabric.no_backward_sync(self.module, enabled=i < len(steps) - 1):
-                        losses: Losses = self.module(step)
-                        self._check_finite(losses, step.batch)
-                        self.fabric.backward(self.balancer(losses) / len(steps))
-                    # Later phases see what was made, not how; with one phase alone the graph can go at once.
-                    step.outputs = _detached(step.outputs or {}) if len(self.phases) > 1 else None
-                    labelled = {head: len(step.batch.labelled(head)) for head in losses}
-                    averages.add(losses, labelled, len(step.batch) if phase == "main" else 0)
-                self._clip(phase)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-        self.run.step += 1
-        if self.average:
-            self.average.update(model)
-        return rate
-
-    @contextlib.contextmanager
-    def _only(self, phase: str) -> Iterator[None]:
-        """Only the parameters of this phase get a gradient."""
-        if len(self.phases) == 1:
-            yield
-            return
-        for other, parameters in self.phases.items():
-            for parameter in parameters:
-                parameter.requires_grad_(other == phase)
-        try:
-            yield
-        finally:
-            for parameters in self.phases.values():
-                for parameter in parameters:
-                    parameter.requires_grad_(True)
-
-    def _clip(self, phase: str) -> None:
-        limit = self.run.pipeline.train.clip
-        if limit is None:
-            return
-        norm = torch.nn.utils.clip_grad_norm_(self.phases[phase], limit)
-        if not torch.isfinite(norm):
-            raise RunError(f"the gradient at step {self.run.step} is not finite ({float(norm)}), though every loss is; "
-                           f"lower the learning rate, or train with precision 32-true")  # fmt: skip
-
-    def _check_finite(self, losses: Losses, batch: MixedBatch) -> None:
-        if bool(torch.isfinite(torch.stack([v.detach().float() for n in losses.values() for v in n.values()])).all()):
-            return
-        for head, named in losses.items():
-            for name, value in named.items():
-                if not torch.isfinite(value):
-                    images = ", ".join(batch.info[row].path or str(batch.info[row].id) for row in batch.labelled(head))
-                    raise RunError(
-                        f"loss '{name}' of head '{head}' is {value.item()} at step {self.run.step}; "
-                        f"its images: {images}"
-                    )
-
-    @contextlib.contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The model holds the moving average, where one is kept."""
-        if self.average is None:
-            yield
-            return
-        model = self.run.model
-        own = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        model.load_state_dict(self.average.state)
-        try:
-            yield
-        finally:
-            model.load_state_dict(own)
-
-    def evaluate(
-        self, plugins: PluginManager, sources: Mapping[str, Source], *, write: bool = False
-    ) -> dict[str, float]:
-        """Metrics of the ``val`` splits; random numbers of training are left as they were."""
-        kept = rng_state()
-        with self.averaged(), self.fabric.autocast():
-            metrics = evaluate_model(
-                self.run.model, self.run.pipeline, plugins, self.run.labels, sources,
-                device=self.fabric.device, out=self.run.folder.path if write else None,
-                rank=self.fabric.global_rank, world_size=self.fabric.world_size,
-            )  # fmt: skip
-        set_rng_state(kept)
-        return metrics
-
-    def save(self) -> None:
-        """Write the checkpoint."""
-        if self.fabric.global_rank == 0:
-            save_checkpoint(
-                self.run.folder.checkpoint_file,
-                {
-                    "pipeline": self.run.pipeline.to_yaml(),
-                    "step": self.run.step,
-                    "model": self.run.model.state_dict(),
-                    "optimizers": {phase: o.state_dict() for phase, o in self.optimizers.items()},
-                    "balancer": self.balancer.state_dict(),
-                    "average": self.average.state if self.average else None,
-                    "rng": rng_state(),
-                },
-            )
-        self.fabric.barrier()
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self.run.step = state["step"]
-        load_state(self.run.model, state["model"], str(self.run.folder.checkpoint_file))
-        for phase, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][phase])
-        self.balancer.load_state_dict(state["balancer"])
-        if self.average:
-            self.average.load(state["average"], state["step"])
-        set_rng_state(state["rng"])
+    Raises:
+        UserError: no such accelerator, or more devices than there are.
+    """
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    everywhere = int(os.environ.get("WORLD_SIZE", 1))
+    devices, nodes = devices or here, nodes or max(1, everywhere // here)
+    strategy: Any = "auto"
+    if devices * nodes > 1:
+        # Only where a head has phases are some parameters left out of a backward pass.
+        phased = any(head_class(pipeline, plugins, name).phases is not Head.phases for name in pipeline.heads)
+        strategy = DDPStrategy(find_unused_parameters=phased)
+    try:
+        fabric = Fabric(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=nodes,
+            precision=pipeline.train.precision,
+            strategy=strategy,
+        )
+    except (ValueError, RuntimeError) as error:  # Fabric's own words for a device that is not there
+        raise UserError(f"accelerator '{accelerator}' with {devices} devices: {str(error).splitlines()[0]}") from None
+    fabric.launch()
+    return fabric
 
 
 class _Log:
@@ -331,12 +205,6 @@ class _Log:
             self.board.close()
 
 
-def initial_weights(init: str) -> Path:
-    """The weights file that ``train.init`` names: itself, or that of a run folder."""
-    path = Path(init)
-    return RunFolder(path).weights_file if path.is_dir() else path
-
-
 def _tensorboard(run: Run) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -346,13 +214,3 @@ def _tensorboard(run: Run) -> Any:
             "TensorBoard is not installed: pip install 'visionkit[tensorboard]', or tensorboard: false",
         ) from None
     return SummaryWriter(run.folder.path / "tensorboard")  # type: ignore[no-untyped-call]
-
-
-def _detached(outputs: dict[str, Any]) -> dict[str, Any]:
-    """Outputs cut from their graph, for the phases after the first."""
-    from visionkit.types._tree import map_tensors
-
-    def cut(tensor: Tensor) -> Tensor:
-        return tensor.detach()
-
-    return {name: map_tensors(output, cut) for name, output in outputs.items()}

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
-from visionkit.config import Pipeline, TrainConfig
+from visionkit.config import OptimizerConfig, Pipeline, TrainConfig
 from visionkit.model.graph import MultiTaskModel
+from visionkit.model.run import RunFolder
+
+
+def initial_weights(init: str) -> Path:
+    """The weights file that ``train.init`` names: itself, or that of a run folder."""
+    path = Path(init)
+    return RunFolder(path).weights_file if path.is_dir() else path
 
 
 def freeze_parts(model: MultiTaskModel, pipeline: Pipeline) -> None:
@@ -44,31 +53,69 @@ def phases_of(model: MultiTaskModel) -> dict[str, list[nn.Parameter]]:
     return phases
 
 
+def norms_of_phases(model: nn.Module, phases: Mapping[str, Sequence[nn.Parameter]]) -> dict[str, list[_NormBase]]:
+    """Batch norms by the phase that trains their scale."""
+    phase_of = {id(p): phase for phase, parameters in phases.items() for p in parameters}
+    found: dict[str, list[_NormBase]] = {phase: [] for phase in phases}
+    for module in model.modules():
+        if isinstance(module, _NormBase) and module.track_running_stats and id(module.weight) in phase_of:
+            found[phase_of[id(module.weight)]].append(module)
+    return found
+
+
+def build_optimizers(
+    model: MultiTaskModel, phases: Mapping[str, Sequence[nn.Parameter]], pipeline: Pipeline, balancer: nn.Module
+) -> dict[str, Optimizer]:
+    """One optimiser a phase; what the balancer learns belongs to ``"main"``.
+
+    Raises:
+        UserError: ``train.phases`` names a phase that no head has, or a part of the model is named that is not there.
+    """
+    train = pipeline.train
+    others = [phase for phase in phases if phase != "main"]
+    if unknown := [phase for phase in train.phases if phase not in others]:
+        raise pipeline.fail(
+            ("train", "phases", unknown[0]),
+            f"no head has a phase '{unknown[0]}' (phases beside main: {', '.join(others) or 'none'})",
+        )
+    return {
+        phase: build_optimizer(
+            model, parameters, train, balancer.parameters() if phase == "main" else (), train.phases.get(phase)
+        )
+        for phase, parameters in phases.items()
+    }
+
+
 def build_optimizer(
-    model: MultiTaskModel, parameters: Iterable[nn.Parameter], train: TrainConfig, extra: Iterable[nn.Parameter] = ()
+    model: MultiTaskModel,
+    parameters: Iterable[nn.Parameter],
+    train: TrainConfig,
+    extra: Iterable[nn.Parameter] = (),
+    config: OptimizerConfig | None = None,
 ) -> Optimizer:
     """One optimiser over ``parameters``, grouped by the parts of the pipeline (the longest matching prefix counts).
 
     Each group carries ``lr_scale``; the loop sets its ``lr`` before every step. ``extra`` are parameters of the
-    balancer, which are never decayed.
+    balancer, which are never decayed; ``config`` is that of the phase, where it has one of its own.
     """
+    config = config or train.optimizer
+    pace = float(config.lr) / float(train.optimizer.lr)
     wanted = {id(p) for p in parameters}
-    decay = float(train.optimizer.weight_decay)
+    decay = float(config.weight_decay)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if id(parameter) not in wanted:
             continue
         prefix = max((p for p in train.parts if _under(name, p)), key=len, default=None)
         part = train.parts[prefix] if prefix is not None else None
-        scale = part.lr_scale if part else 1.0
+        scale = (part.lr_scale if part else 1.0) * pace
         own = part.weight_decay if part and part.weight_decay is not None else decay
         groups.setdefault((scale, own), []).append(parameter)
     listed: list[dict[str, Any]] = [
         {"params": params, "lr_scale": scale, "weight_decay": own} for (scale, own), params in groups.items()
     ]
     if more := list(extra):
-        listed.append({"params": more, "lr_scale": 1.0, "weight_decay": 0.0})
-    config = train.optimizer
+        listed.append({"params": more, "lr_scale": pace, "weight_decay": 0.0})
     if config.name == "sgd":
         return torch.optim.SGD(listed, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
     return torch.optim.AdamW(listed, lr=config.lr, betas=config.betas)

@@ -16,7 +16,7 @@ from visionkit.errors import UserError
 from visionkit.evaluate.runner import evaluate_model
 from visionkit.model.build import build_model
 from visionkit.model.graph import MultiTaskModel
-from visionkit.train.optim import build_optimizer, freeze_parts, phases_of
+from visionkit.train.optim import build_optimizers, freeze_parts, phases_of
 from visionkit.types import LabelSet
 
 if TYPE_CHECKING:
@@ -100,10 +100,9 @@ def _model(
     labels = resolve_labels(pipeline, plugins, sources)
     model = build_model(pipeline, plugins, labels)
     freeze_parts(model, pipeline)
-    for parameters in phases_of(model).values():
-        build_optimizer(model, parameters, pipeline.train)
     heads = {name: tuple(model.head(name).loss_names) for name in model.order}
-    build_component(plugins, "balancer", pipeline.train.balancer, pipeline, heads)
+    balancer = build_component(plugins, "balancer", pipeline.train.balancer, pipeline, heads)
+    build_optimizers(model, phases_of(model), pipeline, balancer)
     count = sum(p.numel() for p in model.parameters())
     classes = ", ".join(f"{name} ({len(labels[name])} classes)" for name in model.order)
     return (model, labels), f"{count:,} parameters; heads: {classes}"
