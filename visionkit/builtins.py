@@ -25,4 +25,18 @@ def visionkit_components() -> list[Component]:
             "evaluator", "semantic", "visionkit.evaluate.semantic:SemanticEvaluator", "mIoU, IoU a class, accuracy"
         ),
         Component("balancer", "fixed", "visionkit.train.balance:Fixed", "a weight for each head's losses"),
+        Component("balancer", "uncertainty", "visionkit.train.weighting:Uncertainty", "learnt uncertainty"),
+        Component("balancer", "imtl_l", "visionkit.train.weighting:ImpartialLosses", "learnt scales (IMTL-L)"),
+        Component("balancer", "dwa", "visionkit.train.weighting:DynamicWeightAverage", "more where losses fall slowly"),
+        Component("balancer", "random", "visionkit.train.weighting:RandomWeights", "random weights, a baseline (RLW)"),
+        Component("balancer", "geometric_mean", "visionkit.train.weighting:GeometricMean", "product of losses (GLS)"),
+        Component("balancer", "gradnorm", "visionkit.train.weighting:GradNorm", "gradients of like norms"),
+        Component("balancer", "pcgrad", "visionkit.train.aggregation:PCGrad", "conflicts taken out pair by pair"),
+        Component("balancer", "cagrad", "visionkit.train.aggregation:CAGrad", "best for the worst-off head"),
+        Component("balancer", "mgda", "visionkit.train.aggregation:MGDA", "the shortest mixture of gradients"),
+        Component("balancer", "nash_mtl", "visionkit.train.aggregation:NashMTL", "a bargain between the heads"),
+        Component("balancer", "aligned_mtl", "visionkit.train.aggregation:AlignedMTL", "gradients made orthogonal"),
+        Component("balancer", "imtl_g", "visionkit.train.aggregation:ImpartialGradients", "equal progress (IMTL-G)"),
+        Component("balancer", "upgrad", "visionkit.train.aggregation:UPGrad", "each gradient made harmless, summed"),
+        Component("balancer", "dualproj", "visionkit.train.aggregation:DualProj", "the sum of gradients made harmless"),
     ]
