@@ -38,6 +38,7 @@ class Translate(Head):
         level: the feature level that is read.
         width: channels of generator and discriminator.
         weight: of the L1 loss.
+        batch_norm: or group norm, in which an image does not depend on the others.
     """
 
     task = "semantic"
@@ -46,16 +47,17 @@ class Translate(Head):
     loss_names = ("gan", "l1")
     phase_loss_names = {"discriminator": ("real", "fake")}
 
-    def __init__(self, spec, labels, *, level: str = "p2", width: int = 8, weight: float = 10.0):
+    def __init__(self, spec, labels, *, level: str = "p2", width: int = 8, weight: float = 10.0, batch_norm: bool = True):
         super().__init__(spec, labels)
+        norm = nn.BatchNorm2d if batch_norm else lambda channels: nn.GroupNorm(2, channels)
         self.levels, self.weight = (level,), weight
         self.generator = nn.Sequential(
-            nn.Conv2d(spec[level].channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
+            nn.Conv2d(spec[level].channels, width, 3, padding=1), norm(width), nn.ReLU(),
             nn.Upsample(scale_factor=spec[level].stride), nn.Conv2d(width, 3, 3, padding=1), nn.Tanh(),
         )  # fmt: skip
         self.discriminator = nn.Sequential(
             nn.Conv2d(6, width, 4, 2, 1), nn.LeakyReLU(0.2),
-            nn.Conv2d(width, width, 4, 2, 1), nn.BatchNorm2d(width), nn.LeakyReLU(0.2), nn.Conv2d(width, 1, 3, 1, 1),
+            nn.Conv2d(width, width, 4, 2, 1), norm(width), nn.LeakyReLU(0.2), nn.Conv2d(width, 1, 3, 1, 1),
         )  # fmt: skip
 
     def forward(self, features, batch, upstream):

@@ -25,6 +25,8 @@ def command(
     ] = None,
 ) -> None:
     """Train all heads of a pipeline together, and evaluate them."""
+    import torch
+
     from visionkit.cli.tables import print_metrics
     from visionkit.config import load_pipeline
     from visionkit.train import train
@@ -33,5 +35,7 @@ def command(
     folder = out or Path("runs") / description.name
     plugins = plugin_manager(plugin)
     metrics = train(description, plugins, folder, resume=resume, accelerator=accelerator, devices=devices, nodes=nodes)
+    if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
+        return
     print_metrics(metrics)
     typer.echo(f"run folder: {folder}")

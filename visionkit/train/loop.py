@@ -143,9 +143,9 @@ def start_processes(
     Raises:
         UserError: no such accelerator, or more devices than there are.
     """
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    everywhere = int(os.environ.get("WORLD_SIZE", 1))
-    devices, nodes = devices or here, nodes or max(1, everywhere // here)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 0))  # set by torchrun alone, not where Fabric starts processes
+    everywhere = int(os.environ.get("WORLD_SIZE", 1)) if here else 1
+    devices, nodes = devices or here or 1, nodes or max(1, everywhere // max(here, 1))
     strategy: Any = "auto"
     if devices * nodes > 1:
         # Only where a head has phases are some parameters left out of a backward pass.
