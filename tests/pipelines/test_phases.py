@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -116,21 +117,44 @@ def test_gradients_of_accumulated_batches_are_their_mean(tiny, tmp_path, plugins
             torch.testing.assert_close(value, (one[name] + other[name]) / 2, atol=1e-6, rtol=1e-4)
 
 
-def test_trains_beside_another_head_and_resumes_bit_for_bit(tiny, tmp_path, plugins):
-    pipeline = load_pipeline(str(tiny), changes_of(tiny))
+def both_sources(tiny: Path) -> list[str]:
+    """Two sources, the run stopped amid their epochs; detection, a translation head in phases, an average."""
+    return [
+        "heads.paint={name: translate}",
+        "sources.stuff.heads=[semantic, paint]",
+        f"train.phases={{discriminator: {ADAM}}}",
+    ]
+
+
+@pytest.mark.parametrize("balancer", ["uncertainty", "gradnorm", "pcgrad", "{name: dwa, period: 1}"])
+def test_a_run_that_stops_amid_an_epoch_goes_on_bit_for_bit(balancer, tiny, tmp_path, plugins):
+    changes = [*both_sources(tiny), f"train.balancer={balancer}", "evaluate.max_images=1"]
+    pipeline = load_pipeline(str(tiny), changes)
     train(pipeline, plugins, tmp_path / "whole", accelerator="cpu")
-    short = load_pipeline(str(tiny), [*changes_of(tiny), "train.steps=3", "train.workers=2"])
-    train(short, plugins, tmp_path / "parts", accelerator="cpu")
+    train(load_pipeline(str(tiny), [*changes, "train.steps=3", "train.workers=2"]), plugins, tmp_path / "parts",
+          accelerator="cpu")  # fmt: skip
     train(pipeline, plugins, tmp_path / "parts", resume=True, accelerator="cpu")
     whole, parts = (
         torch.load(tmp_path / name / "checkpoints" / "last.pt", weights_only=True) for name in ("whole", "parts")
     )
-    assert equal(whole["model"], parts["model"])
-    assert equal(whole["average"], parts["average"])
+    for part in ("model", "average", "balancer"):
+        assert equal(whole[part], parts[part]), part
     assert list(whole["optimizers"]) == ["main", "discriminator"]
-    line = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()[-2]
-    assert '"paint/real"' in line
-    assert '"paint/l1"' in line
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    again = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    losses, same = ({line["step"]: line["losses"] for line in log if "losses" in line} for log in (lines, again))
+    assert losses == same
+    assert any("paint/real" in seen for seen in losses.values())
+
+
+def test_two_runs_with_one_seed_are_equal_and_with_another_are_not(tiny, tmp_path, plugins):
+    states = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        changes = [*both_sources(tiny), "train.steps=2", f"train.seed={seed}", "evaluate.max_images=1"]
+        train(load_pipeline(str(tiny), changes), plugins, tmp_path / name, accelerator="cpu")
+        states.append(torch.load(tmp_path / name / "checkpoints" / "last.pt", weights_only=True)["model"])
+    assert equal(states[0], states[1])
+    assert not equal(states[0], states[2])
 
 
 def test_an_unknown_phase_is_an_error_of_the_file(tiny, tmp_path):
