@@ -336,6 +336,19 @@ def test_comparison_shows_truth_and_says_when_there_is_none() -> None:
     assert (known[-20:] == color).all(2).any()  # in the legend
 
 
+def test_a_head_that_paints_itself_has_a_row_of_its_own() -> None:
+    class Flood(Prediction):
+        def draw(self, image: np.ndarray, labels: LabelSet) -> np.ndarray:
+            return np.full_like(image, 7)
+
+    sets = {"m": LABELS, "flood": LABELS}
+    alone = comparison(gray(), {"m": target()}, {"m": mask_prediction()}, sets)
+    both = comparison(gray(), {"m": target(), "flood": None}, {"m": mask_prediction(), "flood": Flood()}, sets)
+    height = next(y for y in range(len(alone)) if changed(alone, both[: len(alone)])[y].any())
+    assert height > 2 * 120  # the first row is what it was
+    assert (both[height:] == 7).all(2).sum() >= 120 * 160
+
+
 def test_truth_has_its_limbs_whichever_head_comes_first() -> None:
     mask = np.zeros((400, 400), np.uint8)
     mask[40:360, 40:360] = 1

@@ -76,6 +76,11 @@ def draw_prediction(
     return canvas
 
 
+def _by_core(item: Prediction | Target | None) -> bool:
+    """Whether the core draws a prediction, rather than the prediction itself."""
+    return any(isinstance(item, kind) and type(item).draw is kind.draw for kind in (BoxPrediction, SemanticPrediction))
+
+
 def _draws_as(item: Prediction | Target, kind: type[Prediction]) -> bool:
     """Whether ``item`` leaves its drawing to the core: targets do, and predictions that keep the draw of ``kind``."""
     return isinstance(item, Target) or type(item).draw is kind.draw
@@ -104,6 +109,8 @@ def comparison(
 ) -> np.ndarray:
     """Input, truth and prediction side by side, with a legend of the classes that are seen.
 
+    Heads whose predictions are not the core's own, and so paint themselves, have a row each below the others.
+
     Args:
         image: (H, W, 3) uint8 RGB.
         targets: by head name, in original coordinates and the head's labels; ``None`` where it is not annotated.
@@ -115,15 +122,25 @@ def comparison(
         (H', W', 3) uint8 RGB.
     """
     plain = paint.enlarge(image, paint.upscaling(image))
-    truth = draw_prediction(image, targets, labels)
-    if all(target is None for target in targets.values()):
-        truth = (plain * 0.35).astype(np.uint8)
-        Words(truth, round(paint.text_size(plain) * 1.4)).name(
-            "not annotated", (plain.shape[1] / 2, plain.shape[0] / 2)
-        )
-    predicted = draw_prediction(image, predictions, labels, min_score=min_score, min_keypoint_score=min_keypoint_score)
+    # What paints itself may cover every pixel, so that one picture of all heads would show the others alone.
+    apart = [head for head, item in predictions.items() if len(predictions) > 1 and not _by_core(item)]
+    together = [head for head in dict.fromkeys((*targets, *predictions)) if head not in apart]
+    tiles, titles = [], []
+    for heads in filter(None, (together, *([head] for head in apart))):
+        theirs = {head: targets[head] for head in heads if head in targets}
+        found = {head: predictions[head] for head in heads if head in predictions}
+        truth = draw_prediction(image, theirs, labels)
+        if all(target is None for target in theirs.values()):
+            truth = (plain * 0.35).astype(np.uint8)
+            Words(truth, round(paint.text_size(plain) * 1.4)).name(
+                "not annotated", (plain.shape[1] / 2, plain.shape[0] / 2)
+            )
+        whose = f": {heads[0]}" if heads[0] in apart else ""
+        tiles += [plain, truth]
+        tiles.append(draw_prediction(image, found, labels, min_score=min_score, min_keypoint_score=min_keypoint_score))
+        titles += ["input", f"truth{whose}", f"prediction{whose}"]
     columns = 1 if plain.shape[1] > 2 * plain.shape[0] else 3
-    picture = sheet((plain, truth, predicted), columns, ("input", "truth", "prediction"))
+    picture = sheet(tiles, columns, titles)
     sets = {head: labels[head] for head in (*targets, *predictions)}
     seen = _seen(targets, labels) | _seen(predictions, labels, min_score)
     classes = {name: color for name, color in class_colors(sets.values()).items() if name in seen}
