@@ -89,7 +89,8 @@ def print_tables(console: Console, found: Conflicts) -> None:
     columns = {**{name: part for name, part in found.parts.items() if name != SHARED}, **found.sources}
     if not columns:
         return
-    table = Table(title="The same in each part, and in batches of one source alone", title_justify="left")
+    also = ", and in batches of one source alone" if found.sources else ""
+    table = Table(title=f"The same in each part{also}", title_justify="left")
     table.add_column("pair", style="bold")
     for name in columns:
         table.add_column(name if name in found.parts else f"source {name}", justify="right")
