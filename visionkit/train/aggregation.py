@@ -175,7 +175,7 @@ class AlignedMTL(Balancer):
 
 class ImpartialGradients(Balancer):
     """IMTL-G (Liu et al., "Towards impartial multi-task learning", ICLR 2021): the step whose projections
-    onto all gradients, each of length 1, are equal.
+    onto all gradients, each made of length 1, are equal.
 
     Weights may be negative. Gradients that depend on one another are served by the pseudo-inverse, as in torchjd.
     Scale: weights add up to 1, as published: heads that agree give a mean of their gradients.
