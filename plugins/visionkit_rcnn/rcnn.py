@@ -145,6 +145,7 @@ class RCNN(Head):
     output = Regions
     loss_names = ("rpn_objectness", "rpn_box", "box_class", "box_delta")
     evaluators = ("coco_bbox",)
+    exportable = True
 
     def __init__(
         self,

@@ -45,6 +45,7 @@ class RoIKeypoint(Head):
     needs = {"regions": RegionOutput}
     loss_names = ("keypoint",)
     evaluators = ("coco_keypoints",)
+    exportable = True
 
     def __init__(
         self,

@@ -48,6 +48,7 @@ class RoIMask(Head):
     labels_from = "regions"
     loss_names = ("mask",)
     evaluators = ("coco_segm",)
+    exportable = True
 
     def __init__(
         self,

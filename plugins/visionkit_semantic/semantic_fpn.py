@@ -49,6 +49,7 @@ class SemanticFPN(Head):
     output = SemanticOutput
     loss_names = ("cross_entropy",)
     evaluators = ("semantic",)
+    exportable = True
 
     def __init__(
         self,

@@ -51,6 +51,7 @@ COMMANDS = (
     "eval",
     "predict",
     "validate",
+    "check",
     "profile",
     "conflicts",
     "plugins",

@@ -51,7 +51,7 @@ class ShapesSource(CocoSource):
     def __init__(
         self,
         *,
-        images: int,
+        images: int = 8,
         seed: int = 0,
         size: int | list[int] = 160,
         root: str | None = None,
@@ -97,9 +97,10 @@ def write_shapes(
     if _is_there(folder, wanted):
         return False
     parent = os.path.dirname(os.path.abspath(folder))
-    os.makedirs(parent, exist_ok=True)
-    temporary = tempfile.mkdtemp(prefix=".shapes-", dir=parent)
+    temporary = ""
     try:
+        os.makedirs(parent, exist_ok=True)
+        temporary = tempfile.mkdtemp(prefix=".shapes-", dir=parent)
         _write(temporary, wanted, progress or (lambda _: None))
         os.chmod(temporary, 0o755)
         if os.path.isdir(folder) and not os.listdir(folder):
@@ -110,7 +111,8 @@ def write_shapes(
             return False
         raise DataError(f"{folder}: cannot be written ({error.strerror or error})") from None
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
     return True
 
 
