@@ -29,6 +29,12 @@ def test_it_ships_every_pipeline(wheel: zipfile.ZipFile, repository: Path) -> No
     assert shipped
 
 
+def test_it_ships_every_template_of_new_plugin(wheel: zipfile.ZipFile, repository: Path) -> None:
+    templates = {str(path.relative_to(repository)) for path in (repository / "visionkit/templates").rglob("*.tmpl")}
+    assert templates
+    assert templates - set(wheel.namelist()) == set()
+
+
 def test_it_ships_every_module(wheel: zipfile.ZipFile, repository: Path) -> None:
     names = set(wheel.namelist())
     for root, prefix in ((repository, "visionkit"), (repository / "plugins", "")):

@@ -34,7 +34,6 @@ EXAMPLES: dict[str, str] = {
     "evaluator": "accuracy near the borders of regions",
     "balancer": "losses in units of their own running means",
 }
-CHECKED = ("head", "backbone", "neck", "source", "evaluator")  # what `visionkit check` knows
 
 
 def command(
@@ -78,10 +77,7 @@ def package(name: str, kind: str) -> dict[str, str]:
         "summary": EXAMPLES[kind],
         "Summary": EXAMPLES[kind][0].upper() + EXAMPLES[kind][1:],
         "Class": camel.removesuffix(kind.capitalize()) or camel,
-        "check": "",
     }
-    if kind in CHECKED:
-        words["check"] = _fill("plugin/check.md", words)
     return {
         ".gitignore": _fill("plugin/gitignore", words),
         "README.md": _fill("plugin/README.md", words),
