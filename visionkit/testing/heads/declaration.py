@@ -7,7 +7,7 @@ from typing import Any
 
 from visionkit.errors import PluginError
 from visionkit.testing.case import HeadCase, losses, number, predictions
-from visionkit.testing.report import Broken
+from visionkit.testing.report import Broken, NotApplicable
 from visionkit.testing.signature import assert_configurable, assert_documented
 from visionkit.types import Output, Prediction
 
@@ -73,6 +73,8 @@ def check_arguments_are_documented(case: HeadCase) -> None:
 
 def check_works_with_one_class_and_with_many(case: HeadCase) -> None:
     """It is built, learns and predicts with a label set of one class, and with one of two hundred."""
+    if not case.labels:
+        raise NotApplicable("what it predicts has no classes")
     seen = case.labels.names[0]
     for names in ((seen,), (*case.labels.names, *(f"class {i}" for i in range(200 - len(case.labels))))):
         labels = dataclasses.replace(case.labels, names=names, ids=(), things=(), colors=())
