@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import importlib.util
 import inspect
 import json
 import re
 import shlex
+import textwrap
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,12 +18,14 @@ import yaml
 from pydantic import TypeAdapter
 from typer.main import get_command
 
-from visionkit import hookspecs
+from visionkit import Backbone, Evaluator, Head, Neck, Sample, Source, Transform, hookspecs
 from visionkit.cli import COMMANDS, build_app
-from visionkit.config import check_arguments, load_pipeline, parse_pipeline
+from visionkit.config import check_arguments, parse_pipeline
 from visionkit.config import pipeline as models
+from visionkit.model.importing import Importer
 from visionkit.plugins import PluginManager
-from visionkit.train import train
+from visionkit.train import Balancer, Run
+from visionkit.types import Batch, ImageInfo, Mean, Output, Prediction, Target
 
 # -- the pipeline reference
 
@@ -128,13 +133,96 @@ def test_links_between_pages_lead_somewhere(repository: Path) -> None:
     assert broken == []
 
 
+# -- hooks, contracts and commands
+
+
+def sections(page: Path) -> dict[str, str]:
+    """The text under each heading that is code, up to the next heading."""
+    parts = re.split(r"^##+ (.*)$", page.read_text(), flags=re.M)
+    return {name.strip("`"): text for name, text in zip(parts[1::2], parts[2::2])}
+
+
+def rows(section: str) -> set[str]:
+    """The first cells of a section's tables, which are code."""
+    return set(re.findall(r"^\| `([^`]+)` \|", section, re.M))
+
+
 def test_every_hook_is_documented_with_its_arguments(repository: Path) -> None:
-    text = (repository / "docs/reference/hooks.md").read_text()
-    documented = dict(re.findall(r"^##+ `(\w+)\((.*)\)`$", text, re.M))
+    documented = {name: text for name, text in sections(repository / "docs/reference/hooks.md").items() if "(" in name}
     hooks = {name: hook for name, hook in vars(hookspecs).items() if hasattr(hook, "visionkit_spec")}
-    assert documented == {name: ", ".join(inspect.signature(hook).parameters) for name, hook in hooks.items()}
-    for kind in get_args(hookspecs.Kind):
-        assert f"`{kind}`" in text
+    arguments = {name: list(inspect.signature(hook).parameters) for name, hook in hooks.items()}
+    assert set(documented) == {f"{name}({', '.join(names)})" for name, names in arguments.items()}
+    for heading, text in documented.items():
+        assert rows(text) == set(arguments[heading.partition("(")[0]])
+
+
+def test_every_kind_and_every_attribute_of_a_run_is_documented(repository: Path) -> None:
+    text = (repository / "docs/reference/hooks.md").read_text()
+    named = [*get_args(hookspecs.Kind), *(f"run.{field.name}" for field in dataclasses.fields(Run))]
+    assert [name for name in named if f"`{name}`" not in text] == []
+
+
+CONTRACTS = {
+    contract.__name__: contract
+    for contract in (Backbone, Neck, Head, Source, Sample, Transform, Evaluator, Balancer, Importer,
+                     Target, Prediction, Output, Mean, Batch, ImageInfo)
+}  # fmt: skip
+
+
+def members(contract: type) -> set[str]:
+    """What the class itself gives to its users: methods with their arguments, and attributes."""
+    code = ast.parse(textwrap.dedent(inspect.getsource(contract)))
+    own = {
+        target.attr
+        for node in ast.walk(code)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == "self"
+    }
+    found = set()
+    for name in {*vars(contract), *vars(contract).get("__annotations__", {}), *own}:
+        value = inspect.getattr_static(contract, name, None)
+        if name.startswith("_"):
+            continue
+        if isinstance(value, classmethod | staticmethod) or inspect.isfunction(value):
+            names = list(inspect.signature(getattr(contract, name)).parameters)
+            found.add(f"{name}({', '.join(n for n in names if n != 'self')})")
+        else:
+            found.add(name)
+    return found
+
+
+def test_every_contract_has_a_section(repository: Path) -> None:
+    assert set(sections(repository / "docs/reference/contracts.md")) == set(CONTRACTS)
+    from visionkit import plugins
+
+    loaded = {where.partition(":")[2] for where in plugins.CONTRACTS.values()}
+    assert loaded <= set(CONTRACTS)
+
+
+@pytest.mark.parametrize("name", CONTRACTS)
+def test_every_member_of_a_contract_is_documented(name: str, repository: Path) -> None:
+    assert rows(sections(repository / "docs/reference/contracts.md")[name]) == members(CONTRACTS[name])
+
+
+def test_every_option_of_every_command_is_documented(repository: Path) -> None:
+    spec = importlib.util.spec_from_file_location("docs_generate", repository / "docs/generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    documented = "\n".join(generate.commands())
+    texts = dict(re.findall(r"^## `([\w-]+)`\n(.*?)(?=^## |\Z)", documented, re.M | re.S))
+    group: Any = get_command(build_app())
+    assert set(texts) == set(COMMANDS)
+    for name, command in group.commands.items():
+        for parameter in command.params:
+            option = parameter.param_type_name == "option"
+            shown = parameter.opts if option else [(parameter.metavar or parameter.name).strip("[].")]
+            assert [word for word in shown if word not in texts[name]] == [], name
+            assert getattr(parameter, "help", None) or parameter.name == "help", f"{name} {parameter.name} has no help"
+    cli = (repository / "docs/reference/cli.md").read_text()
+    assert "```{include} _generated/commands.md" in cli
 
 
 def test_every_component_and_command_is_named_in_the_readme(repository: Path) -> None:
@@ -183,31 +271,3 @@ def test_the_readme_shows_the_demo_as_it_is(repository: Path) -> None:
     (shown,) = (yaml.safe_load(b) for b in blocks(repository / "README.md", "yaml") if b.startswith("backbone:"))
     shipped = yaml.safe_load((repository / "pipelines/demo.yaml").read_text())
     assert {key: value for key, value in shown.items() if not is_part_of(value, shipped.get(key))} == {}
-
-
-PIPELINE = """
-backbone: {name: timm, model: resnet10t}
-heads:
-  objects: {name: count, hidden: 8}
-sources:
-  shapes:
-    name: shapes
-    train: {images: 4, seed: 0, size: 64}
-    val: {images: 2, seed: 1, size: 64}
-train: {steps: 2, batch_size: 2, workers: 0}
-"""
-
-
-def test_the_head_of_the_guide_trains_and_is_judged(repository: Path, tmp_path: Path) -> None:
-    page = repository / "docs/how-to/write-a-head.md"
-    (code,) = (block for block in blocks(page, "python") if block.startswith("# count.py"))
-    (tmp_path / "count.py").write_text(code)
-    (tmp_path / "counting.yaml").write_text(PIPELINE)
-    plugins = PluginManager(files=[str(tmp_path / "count.py")])
-    assert plugins.problems == []
-
-    metrics = train(load_pipeline(str(tmp_path / "counting.yaml")), plugins, tmp_path / "run")
-
-    assert set(metrics) == {"shapes/objects/MAE"}
-    assert 0 < metrics["shapes/objects/MAE"] < 20
-    assert len(list((tmp_path / "run/pictures/shapes").glob("*.jpg"))) == 2
