@@ -47,7 +47,9 @@ class Translate(Head):
     loss_names = ("gan", "l1")
     phase_loss_names = {"discriminator": ("real", "fake")}
 
-    def __init__(self, spec, labels, *, level: str = "p2", width: int = 8, weight: float = 10.0, batch_norm: bool = True):
+    def __init__(
+        self, spec, labels, *, level: str = "p2", width: int = 8, weight: float = 10.0, batch_norm: bool = True
+    ):
         super().__init__(spec, labels)
         norm = nn.BatchNorm2d if batch_norm else lambda channels: nn.GroupNorm(2, channels)
         self.levels, self.weight = (level,), weight
