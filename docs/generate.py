@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from visionkit.cli import COMMANDS, build_app
 from visionkit.plugins import KINDS, PluginManager
+from visionkit.testing import CHECKS, name_of, promise_of
 
 # What the core hands to a constructor itself: no key of a pipeline.
 GIVEN = {
@@ -27,7 +28,8 @@ GIVEN = {
 def everything(folder: Path) -> None:
     """Write every generated page to ``folder``; a page that stays as it is keeps its date."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, lines in (("components.md", components()), ("commands.md", commands())):
+    pages = {"components.md": components(), "commands.md": commands(), "conformance.md": checks()}
+    for name, lines in pages.items():
         text, file = "\n".join(lines) + "\n", folder / name
         if not file.is_file() or file.read_text() != text:
             file.write_text(text)
@@ -62,6 +64,15 @@ def commands() -> Iterator[str]:
         if shown.exit_code:
             raise RuntimeError(f"visionkit {name} --help: {shown.output}")
         yield from (f"## `{name}`", "", "```text", shown.output.strip(), "```", "")
+
+
+def checks() -> Iterator[str]:
+    """What every check of every kind promises, in the words of its docstring."""
+    for kind, listed in CHECKS.items():
+        yield from (f"## {kind.capitalize()}s", "", "| check | what is promised |", "|---|---|")
+        for check in listed:
+            yield f"| `{name_of(check)}` | {cell(promise_of(check))} |"
+        yield ""
 
 
 def read_docstring(*texts: str) -> tuple[str, dict[str, str]]:

@@ -93,12 +93,12 @@ def component(name: str, kind: str | None, plugins: PluginManager, kinds: Sequen
     listed = [c.component for c in plugins.components()]
     fitting = [c.kind for c in listed if c.name == name]
     if len(fitting) > 1:
-        raise UserError(f"'{name}' is a {' and a '.join(fitting)}: choose one with --kind")
+        raise UserError(f"'{name}' is the name of several kinds ({', '.join(fitting)}): choose one with --kind")
     if not fitting:
         known = [c.name for c in listed if c.kind in kinds]
         raise UserError(f"no component '{name}'{did_you_mean(name, known)} (see: visionkit plugins)")
     if fitting[0] not in kinds:
-        raise UserError(f"'{name}' is a {fitting[0]}; there are checks for: {', '.join(kinds)}")
+        raise UserError(f"'{name}' is of kind '{fitting[0]}'; there are checks for: {', '.join(kinds)}")
     return fitting[0], name
 
 

@@ -113,7 +113,7 @@ def check_building_for_the_spec_costs_nothing(case: FeatureCase) -> None:
 
 
 def check_gradients_reach_every_parameter(case: FeatureCase) -> None:
-    """All levels together reach every parameter that is not frozen, and images or features too."""
+    """All levels together reach every parameter that is not frozen."""
     module = case.build().train()
     _total(module(case.inputs())).backward()
     if missing := [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None]:

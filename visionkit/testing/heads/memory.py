@@ -9,22 +9,29 @@ import torch
 
 from visionkit.model import MultiTaskModel
 from visionkit.testing.case import NAME, HeadCase, outputs, predictions
-from visionkit.testing.compare import difference
+from visionkit.testing.compare import difference, tensors
 from visionkit.testing.report import Broken, NotApplicable, seeded
 from visionkit.types import MixedBatch, Prediction
 
 
 def check_memory_goes_out_and_comes_in(case: HeadCase) -> None:
-    """A head that remembers has a field `memory` in its output, and reads the frame before from it."""
+    """A head that remembers has a field `memory` in its output; handed back, it changes the output of the next frame."""
     _only_if_it_remembers(case)
     model, batch = case.model().eval(), case.images(2)
     if not hasattr(outputs(model, batch)[NAME], "memory"):
         raise Broken("it says that it remembers, but its output has no field 'memory'")
     memory: dict[str, Any] = {}
-    for frame in (0, 1):
-        _ask(model, _row(batch, frame), memory)
-        if memory.get(NAME) is None:
-            raise Broken("after a frame its memory is None: nothing is handed on")
+    _ask(model, _row(batch, 0), memory)
+    if memory.get(NAME) is None:
+        raise Broken("after a frame its memory is None: nothing is handed on")
+    found = []
+    for before in ({}, memory):
+        with seeded(), torch.no_grad():
+            branches = model.branches(model.features(batch.images[1:]))
+            made = model.run_heads(branches, _row(batch, 1), {name: [0] for name in model.order}, before)
+        found.append(tensors(made[NAME]))
+    if not difference(*found):
+        raise Broken("its memory is handed on, but with and without it the next frame's output is the same")
 
 
 def check_a_fresh_memory_restarts_the_clip(case: HeadCase) -> None:

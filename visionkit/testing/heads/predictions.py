@@ -224,10 +224,11 @@ def _assert_in_range(prediction: Prediction, info: ImageInfo, labels: LabelSet) 
             )
         if bool((scores.diff() > 0).any()):
             raise Broken("boxes must come best first; their scores are not in order")
-    _assert_labels(prediction, labels)
+    assert_labels(prediction, labels)
 
 
-def _assert_labels(prediction: Prediction, labels: LabelSet) -> None:
+def assert_labels(prediction: Prediction, labels: LabelSet) -> None:
+    """Labels of boxes and pixels are those of the label set."""
     if isinstance(prediction, BoxPrediction | SemanticPrediction) and prediction.labels.numel():
         low, high = int(prediction.labels.min()), int(prediction.labels.max())
         if low < 0 or high >= len(labels):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 
 import torch
@@ -65,6 +66,7 @@ def check_calls_leave_nothing_behind(case: HeadCase) -> None:
     first, state = predictions(model, batch), copy.deepcopy(model.state_dict())
     losses(model, case.batch(3, sides=((64, 64),)))
     predictions(model, case.images(3, sides=((64, 96),)))
+    predictions(model, dataclasses.replace(batch, images=batch.images.flip(0, 3)))
     if said := difference(dict(state), dict(model.state_dict())):
         raise Broken(f"its state changes in evaluation mode ({said})")
     if said := difference(first, predictions(model, batch)):

@@ -1,0 +1,60 @@
+"""Whatever is registered with visionkit keeps the contract of its kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from visionkit.data.shapes import ShapesSource
+from visionkit.plugins import PluginManager
+from visionkit.testing import CHECKS, KITS, name_of
+
+# Only what is needed: arguments without a default, and widths that keep this quick.
+ARGUMENTS: dict[tuple[str, str], dict[str, Any]] = {
+    ("head", "semantic_fpn"): {"channels": 32},
+    ("head", "rcnn"): {"fcs": [32, 32]},
+    ("head", "roi_mask"): {"convs": [16], "hidden": 16},
+    ("head", "roi_keypoint"): {"convs": [16]},
+    ("backbone", "timm"): {"model": "resnet10t", "options": {"channels": [16, 24, 32, 48]}},
+    ("source", "coco"): {"images": "{}/images", "annotations": "{}/instances.json", "panoptic": "{}/panoptic.json"},
+    ("source", "folder"): {"images": "{}/images", "masks": "{}/semantic", "classes": [f"class {i}" for i in range(9)]},
+    ("source", "shapes"): {"root": "{}", "size": 96},
+    ("transform", "resize"): {"size": [64, 80]},
+    ("transform", "scale_jitter_crop"): {"size": 64, "scale": [0.5, 1.5]},
+    ("transform", "color_jitter"): {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.1},
+    ("transform", "hflip"): {"probability": 0.5},
+}
+FAMILIES = 4  # parts that the checks of a head are tried in, for tests that run side by side
+
+CASES = [
+    (kind, listed.component.name, part)
+    for kind in KITS
+    for listed in PluginManager().components(kind)
+    if listed.distribution == "visionkit"
+    for part in range(FAMILIES if kind == "head" else 1)
+]
+
+
+def arguments(kind: str, name: str, shapes: Path) -> dict[str, Any]:
+    given = ARGUMENTS.get((kind, name), {})
+    return {key: value.format(shapes) if isinstance(value, str) else value for key, value in given.items()}
+
+
+@pytest.mark.parametrize(("kind", "name", "part"), CASES)
+def test_it_keeps_the_contract(
+    kind: str, name: str, part: int, plugins: PluginManager, source: ShapesSource, shapes: Path
+) -> None:
+    extra: dict[str, Any] = {"source": source, "plugins": plugins} if kind in ("head", "evaluator") else {}
+    if kind == "head":
+        extra["only"] = [name_of(check) for check in CHECKS[kind]][part::FAMILIES]
+
+    report = KITS[kind](plugins.load(kind, name), args=arguments(kind, name, shapes), **extra)
+
+    report.assert_passed()
+    assert len(report.passed) >= 5
+
+
+def test_every_kind_but_importers_has_a_kit() -> None:
+    assert {kind for kind, _, _ in CASES} == set(KITS)
