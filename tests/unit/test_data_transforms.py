@@ -28,7 +28,7 @@ from visionkit.data.transforms import (
     as_transform,
 )
 from visionkit.errors import UserError
-from visionkit.types import IGNORE, ImageInfo, InstanceTarget, SemanticTarget
+from visionkit.types import IGNORE, ImageInfo, InstanceTarget, SemanticTarget, Target
 
 
 def a_sample(height: int = 48, width: int = 64, image: Tensor | None = None) -> Sample:
@@ -204,15 +204,18 @@ def test_mirroring_twice_changes_nothing() -> None:
 
 
 def test_a_target_of_another_type_moves_by_its_own_method() -> None:
-    class Arrows:
+    class Arrows(Target):
         def moved(self, geometry: Geometry) -> str:
             return f"moved to {geometry.size}"
+
+    class Fixed(Target):
+        pass
 
     sample = a_sample()
     sample.targets["arrows"] = Arrows()
     assert Resize(size=[3, 4])(sample).targets["arrows"] == "moved to (3, 4)"
-    sample.targets["arrows"] = "nothing"
-    with pytest.raises(TypeError, match="str cannot be cropped, resized or mirrored"):
+    sample.targets["arrows"] = Fixed()
+    with pytest.raises(NotImplementedError, match="Fixed cannot be cropped, resized or mirrored"):
         Resize(size=[3, 4])(sample)
 
 
