@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +13,8 @@ from visionkit.cli.options import JsonFile, PluginFiles, plugin_manager, write_t
 from visionkit.errors import UserError
 
 if TYPE_CHECKING:
+    from rich.status import Status
+
     from visionkit.plugins import PluginManager
     from visionkit.testing import Report
 
@@ -40,7 +42,12 @@ def command(
     console = Console(soft_wrap=True)
     reports = []
     for its_kind, name in found:
-        report = check(its_kind, name, set_ or [], plugins)
+        with console.status(name) as status:  # seen on terminals alone
+
+            def progress(check: str, name: str = name, status: Status = status) -> None:
+                status.update(f"{name}: {check}")
+
+            report = check(its_kind, name, set_ or [], plugins, progress)
         reports.append(report)
         console.print(report.table())
         console.print(f"{its_kind} {name}: {report.summary()}", highlight=False)
@@ -50,13 +57,15 @@ def command(
         raise typer.Exit(1)
 
 
-def check(kind: str, name: str, settings: Sequence[str], plugins: PluginManager) -> Report:
+def check(
+    kind: str, name: str, settings: Sequence[str], plugins: PluginManager, progress: Callable[[str], None] | None = None
+) -> Report:
     """The report on one component, built with these settings."""
     from visionkit.testing import KITS
 
     made = plugins.load(kind, name)
-    extra = {"plugins": plugins} if kind in ("head", "evaluator") else {}
-    return KITS[kind](made, args=arguments(kind, name, made, settings), **extra)
+    extra: dict[str, Any] = {"plugins": plugins} if kind in ("head", "evaluator") else {}
+    return KITS[kind](made, args=arguments(kind, name, made, settings), progress=progress, **extra)
 
 
 def components_of(file: str, kind: str | None, plugins: PluginManager, kinds: Sequence[str]) -> list[tuple[str, str]]:

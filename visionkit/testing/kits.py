@@ -1,9 +1,9 @@
 """One function a kind: everything that its contract promises, checked.
 
 All of them take ``args``, the keyword arguments of what is checked; ``expected_failures``, a mapping of the name of a
-check to the reason why it is not passed; and ``only``, the names of the checks to run. All return a
-:class:`~visionkit.testing.Report`, and raise :class:`~visionkit.errors.UserError` where something that the checks need
-is not there.
+check to the reason why it is not passed; ``only``, the names of the checks to run; and ``progress``, which is called
+with the name of each check before it runs. All return a :class:`~visionkit.testing.Report`, and raise
+:class:`~visionkit.errors.UserError` where something that the checks need is not there.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from visionkit.types import LabelSet
 Arguments = Mapping[str, Any]
 Reasons = Mapping[str, str]
 Names = Collection[str]
+Progress = Callable[[str], None]
 
 
 def check_head(
@@ -37,6 +38,7 @@ def check_head(
     plugins: PluginManager | None = None,
     expected_failures: Reasons | None = None,
     only: Names | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """Check a head, on a small backbone with every level, with the heads that it reads and real samples.
 
@@ -48,10 +50,11 @@ def check_head(
         plugins: where evaluators and the heads that it reads are looked up; else all that is installed.
         expected_failures: check -> why this head does not pass it, beside those that its class names.
         only: names of the checks to run.
+        progress: called with the name of each check before it runs.
     """
     case = HeadCase.make(head, args, source, labels, plugins)
     expected = {**head.expected_failures, **(expected_failures or {})}
-    return run_checks("head", head.__name__, heads.CHECKS, case, expected=expected, only=only)
+    return run_checks("head", head.__name__, heads.CHECKS, case, expected=expected, only=only, progress=progress)
 
 
 def check_backbone(
@@ -60,6 +63,7 @@ def check_backbone(
     args: Arguments | None = None,
     expected_failures: Reasons | None = None,
     only: Names | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """Check a backbone, with random weights and images."""
     case = backbones.FeatureCase("backbone", backbone, _complete(backbone, args))
@@ -74,10 +78,13 @@ def check_neck(
     args: Arguments | None = None,
     expected_failures: Reasons | None = None,
     only: Names | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """Check a neck, on random features of levels ``c1`` ... ``c5``."""
     case = backbones.FeatureCase("neck", neck, _complete(neck, args, given=1))
-    return run_checks("neck", neck.__name__, backbones.NECK_CHECKS, case, expected=expected_failures, only=only)
+    return run_checks(
+        "neck", neck.__name__, backbones.NECK_CHECKS, case, expected=expected_failures, only=only, progress=progress
+    )
 
 
 def check_source(
@@ -86,10 +93,13 @@ def check_source(
     args: Arguments | None = None,
     expected_failures: Reasons | None = None,
     only: Names | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """Check a data source, on its first images."""
     case = sources.SourceCase(source, _complete(source, args))
-    return run_checks("source", source.__name__, sources.CHECKS, case, expected=expected_failures, only=only)
+    return run_checks(
+        "source", source.__name__, sources.CHECKS, case, expected=expected_failures, only=only, progress=progress
+    )
 
 
 def check_evaluator(
@@ -101,6 +111,7 @@ def check_evaluator(
     plugins: PluginManager | None = None,
     expected_failures: Reasons | None = None,
     only: Names | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """Check an evaluator, with predictions that are made from the truth.
 
@@ -113,10 +124,19 @@ def check_evaluator(
         plugins: where sources are looked up; else all that is installed.
         expected_failures: check -> why this evaluator does not pass it.
         only: names of the checks to run.
+        progress: called with the name of each check before it runs.
     """
     complete = _complete(evaluator, args, given=2)
     case = evaluators.EvaluatorCase.make(evaluator, complete, source, labels, plugins or PluginManager())
-    return run_checks("evaluator", evaluator.__name__, evaluators.CHECKS, case, expected=expected_failures, only=only)
+    return run_checks(
+        "evaluator",
+        evaluator.__name__,
+        evaluators.CHECKS,
+        case,
+        expected=expected_failures,
+        only=only,
+        progress=progress,
+    )
 
 
 def check_transform(
@@ -125,13 +145,16 @@ def check_transform(
     args: Arguments | None = None,
     expected_failures: Reasons | None = None,
     only: Names | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """Check a transform, on an image whose texture tells where each pixel came from."""
     name, case = (
         getattr(transform, "__name__", "transform"),
         transforms.TransformCase(transform, _complete(transform, args)),
     )
-    return run_checks("transform", name, transforms.CHECKS, case, expected=expected_failures, only=only)
+    return run_checks(
+        "transform", name, transforms.CHECKS, case, expected=expected_failures, only=only, progress=progress
+    )
 
 
 def check_balancer(
@@ -140,10 +163,13 @@ def check_balancer(
     args: Arguments | None = None,
     expected_failures: Reasons | None = None,
     only: Names | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """Check a balancer, on losses of three heads."""
     case = balancers.BalancerCase(balancer, _complete(balancer, args, given=1))
-    return run_checks("balancer", balancer.__name__, balancers.CHECKS, case, expected=expected_failures, only=only)
+    return run_checks(
+        "balancer", balancer.__name__, balancers.CHECKS, case, expected=expected_failures, only=only, progress=progress
+    )
 
 
 KITS: Mapping[str, Callable[..., Report]] = {

@@ -131,6 +131,7 @@ def run_checks(
     *,
     expected: Mapping[str, str] | None = None,
     only: Collection[str] | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Run checks one after the other, each with the same random numbers; those of the caller stay as they were.
 
@@ -139,6 +140,7 @@ def run_checks(
         case: what they are given.
         expected: name of a check -> why this component does not pass it.
         only: names of the checks to run; ``None``: all.
+        progress: called with the name of each check before it runs.
 
     Raises:
         UserError: ``expected`` or ``only`` name no check, or a reason is empty.
@@ -154,6 +156,8 @@ def run_checks(
     report = Report(kind, component)
     for check in checks:
         if only is None or name_of(check) in only or check is checks[0]:
+            if progress:
+                progress(name_of(check))
             with seeded():
                 result = run_check(check, case, expected.get(name_of(check)))
             if only is None or result.name in only or result.status == "failed":

@@ -19,7 +19,7 @@ def check_gradients_reach_every_parameter(case: HeadCase) -> None:
     """The losses reach every parameter of the head that is trained in the main phase."""
     model = case.model()
     head = model.head(NAME)
-    total(losses(model, case.batch(4))).backward()
+    total(losses(model, case.batch())).backward()
     main = {id(parameter) for parameter in head.phases()["main"]}
     for name, parameter in head.named_parameters():
         if id(parameter) not in main or not parameter.requires_grad:
@@ -34,7 +34,7 @@ def check_gradients_reach_every_parameter(case: HeadCase) -> None:
 
 def check_gradients_reach_the_features(case: HeadCase) -> None:
     """The head reads every level that it names in `levels`, and its losses reach what it reads."""
-    model, batch = case.model(), case.batch(4)
+    model, batch = case.model(), case.batch()
     head = model.head(NAME)
     if not head.levels:
         return

@@ -15,7 +15,7 @@ from visionkit.types import MixedBatch, Prediction
 
 
 def check_memory_goes_out_and_comes_in(case: HeadCase) -> None:
-    """A head that remembers has a field `memory` in its output; handed back, it changes the output of the next frame."""
+    """A head that remembers has a field `memory` in its output; handed back, it changes what comes next."""
     _only_if_it_remembers(case)
     model, batch = case.model().eval(), case.images(2)
     if not hasattr(outputs(model, batch)[NAME], "memory"):
