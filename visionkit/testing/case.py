@@ -148,6 +148,7 @@ class HeadCase:
         count: int = 2,
         *,
         sides: Sequence[tuple[int, int]] = SIDES,
+        of: int = 4,
         unlabelled: Sequence[int] = (),
         empty: Sequence[int] = (),
         names: Sequence[str] = (NAME,),
@@ -157,11 +158,12 @@ class HeadCase:
 
         Args:
             sides: height and width of the images, in turn.
+            of: how many different samples there are among the images, in turn.
             unlabelled, empty: rows that are not labelled, and rows on which nothing is.
         """
         samples, targets = [], []
         for row in range(count):
-            sample = self.resized(self.samples[row % len(self.samples)], sides[row % len(sides)])
+            sample = self.resized(self.samples[row % of], sides[row % len(sides)])
             target: Target | None = None
             if row in empty:
                 target = self.empty(sample)
