@@ -39,7 +39,10 @@ EXAMPLES: dict[str, str] = {
 def command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Of the package and of what it offers: a_name.")],
     kind: Annotated[Kind, typer.Option(help="What it offers.")] = "head",
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder to write; ./NAME if not given.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The package's own folder, which is not there yet; ./NAME if not given."),
+    ] = None,
 ) -> None:
     """Write a small plugin package, with tests and a pipeline, to build your own on."""
     check_name(name, kind, plugin_manager(()))
