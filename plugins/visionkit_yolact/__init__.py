@@ -1,0 +1,8 @@
+"""YOLACT: masks as combinations of prototypes."""
+
+from visionkit import Component, hookimpl
+
+
+@hookimpl
+def visionkit_components() -> list[Component]:
+    return []
