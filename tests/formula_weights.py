@@ -1,0 +1,38 @@
+"""Weights that are made by a formula, so that a reference model can be rebuilt from the names of its tensors alone."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def formula_weights(keys: str | Path, suffix: str = "") -> dict[str, Tensor]:
+    """The state dict that a ``keys.json`` describes.
+
+    Each entry holds ``name``, ``shape``, ``dtype``, ``kind``, ``mean``, ``std`` and ``sum``. A tensor is ``mean + std *
+    z``, where z is standard normal noise whose seed is the CRC-32 of the name; a running variance takes ``abs(z)``.
+
+    Args:
+        keys: the file.
+        suffix: put after each name before its checksum is taken.
+
+    Raises:
+        ValueError: a tensor whose sum is not the one in the file.
+    """
+    state = {}
+    for entry in json.loads(Path(keys).read_text(encoding="utf-8")):
+        seed = zlib.crc32((entry["name"] + suffix).encode())
+        noise = np.random.Generator(np.random.PCG64(seed)).standard_normal(tuple(entry["shape"]))
+        if entry["kind"] == "norm_var":
+            noise = np.abs(noise)
+        values = np.asarray(entry["mean"] + entry["std"] * noise, dtype=np.float32)
+        total = values.sum(dtype=np.float64)
+        if abs(total - entry["sum"]) > 1e-4:
+            raise ValueError(f"{entry['name']}: the sum is {total:.5f}, not {entry['sum']:.5f}")
+        state[entry["name"]] = torch.from_numpy(values).to(getattr(torch, entry["dtype"].removeprefix("torch.")))
+    return state
