@@ -5,6 +5,7 @@ from visionkit.types.features import Features, FeatureSpec, Level
 from visionkit.types.labels import IGNORE, LabelSet
 from visionkit.types.mean import Mean
 from visionkit.types.outputs import Detections, Output, RegionOutput, RegionSamples, SemanticOutput
+from visionkit.types.panoptic import PanopticPrediction, PanopticTarget
 from visionkit.types.predictions import (
     BoxPrediction,
     KeypointPrediction,
@@ -30,6 +31,8 @@ __all__ = [
     "Mean",
     "MixedBatch",
     "Output",
+    "PanopticPrediction",
+    "PanopticTarget",
     "Prediction",
     "RegionOutput",
     "RegionSamples",
