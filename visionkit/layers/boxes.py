@@ -13,16 +13,21 @@ LARGEST_LOG_SCALE = math.log(1000.0 / 16)
 """A decoded side is at most 62.5 times the anchor's, so that ``exp`` cannot overflow."""
 
 
-def cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
+def cell_anchors(sizes: Sequence[float], ratios: Sequence[float], *, rounded: bool = True) -> Tensor:
     """Anchors around the origin: each of ``sizes`` (root of the area, pixels) in each of ``ratios`` (height / width).
 
+    Args:
+        sizes, ratios: as said.
+        rounded: to whole pixels, as torchvision's weights expect it.
+
     Returns:
-        (len(ratios) * len(sizes), 4), ratios varying slowest, rounded to whole pixels as trained weights expect it.
+        (len(ratios) * len(sizes), 4), ratios varying slowest.
     """
     heights = torch.tensor(ratios, dtype=torch.float32).sqrt()
     size = torch.tensor(sizes, dtype=torch.float32)
     w, h = (size / heights[:, None]).flatten(), (size * heights[:, None]).flatten()
-    return (torch.stack((-w, -h, w, h), 1) / 2).round()
+    anchors = torch.stack((-w, -h, w, h), 1) / 2
+    return anchors.round() if rounded else anchors
 
 
 def grid_anchors(cell: Tensor, grid: tuple[int, int], stride: tuple[int, int]) -> Tensor:
