@@ -11,6 +11,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 from timm.models import model_entrypoint
+from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
 from visionkit.errors import UserError
@@ -44,6 +45,8 @@ class TimmBackbone(Backbone):
         frozen_stages: take the stem and the first so many stages (from stride 4 on) out of training, with their batch
             norm statistics; 0 freezes nothing. Mask R-CNN's usual choice is 1.
         frozen_bn: make all batch norms fixed affine maps, which are neither trained nor counted.
+        stride_in_1x1: let the bottlenecks of a ResNet stride in their first convolution, as in the paper (He et al.,
+            CVPR 2016) and in the weights of Caffe and detectron2; timm and torchvision stride in the second.
         options: further arguments of ``timm.create_model`` (``drop_path_rate`` ...).
 
     Raises:
@@ -60,6 +63,7 @@ class TimmBackbone(Backbone):
         pretrained: bool | str = False,
         frozen_stages: int = 0,
         frozen_bn: bool = False,
+        stride_in_1x1: bool = False,
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -95,6 +99,8 @@ class TimmBackbone(Backbone):
             load_weights(self.body, Path(pretrained), model)
         if frozen_bn:
             freeze_batch_norms(self.body)
+        if stride_in_1x1:
+            _stride_in_1x1(self.body, model)
         stages = [info.module_name(i) for name, i in indices.items() if int(name[1:]) >= 2]
         if not 0 <= frozen_stages <= len(stages):
             raise UserError(
@@ -135,6 +141,14 @@ def _create(model: str, options: Mapping[str, Any], pretrained: bool = False) ->
             + (" and its pretrained weights" if pretrained else "")
             + f": {str(error).strip() or type(error).__name__}"
         ) from error
+
+
+def _stride_in_1x1(body: nn.Module, model: str) -> None:
+    bottlenecks = [module for module in body.modules() if isinstance(module, Bottleneck)]
+    if not bottlenecks:
+        raise UserError(f"stride_in_1x1: {model} has no bottlenecks of a ResNet")
+    for block in bottlenecks:
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
 
 
 def _drop_unread_stages(body: Any) -> None:

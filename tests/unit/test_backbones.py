@@ -50,6 +50,26 @@ def test_every_family_keeps_its_spec(model: str, first: int) -> None:
     assert not [name for name, p in backbone.named_parameters() if p.grad is None]  # nothing is built in vain
 
 
+def test_stride_in_the_first_convolution_reads_every_second_pixel() -> None:
+    torch.manual_seed(0)
+    plain = shake(TimmBackbone(model="resnet50", levels=("c2", "c3"))).eval()
+    early = TimmBackbone(model="resnet50", levels=("c2", "c3"), stride_in_1x1=True).eval()
+    early.load_state_dict(plain.state_dict())
+    block = early.body.layer2[0]
+    with torch.no_grad():
+        found = early(torch.rand(1, 3, 64, 64))
+        x = found["c2"][:, :, ::2, ::2]  # all that a convolution of 1 x 1 with stride 2 sees
+        main = block.act1(block.bn1(nn.functional.conv2d(x, block.conv1.weight)))
+        main = block.bn3(block.conv3(block.act2(block.bn2(block.conv2(main)))))
+        side = block.downsample[1](nn.functional.conv2d(x, block.downsample[0].weight))
+        want = (main + side).relu()
+        for later in early.body.layer2[1:]:
+            want = later(want)
+    torch.testing.assert_close(found["c3"], want)
+    with pytest.raises(UserError, match="resnet18 has no bottlenecks"):
+        TimmBackbone(model="resnet18", stride_in_1x1=True)
+
+
 def test_same_features_as_torchvision() -> None:
     theirs = shake(torchvision.models.resnet18(weights=None)).eval()
     ours = TimmBackbone(model="resnet18").eval()
