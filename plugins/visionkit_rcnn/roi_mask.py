@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,14 +18,42 @@ from visionkit.types import (
     Batch,
     Features,
     FeatureSpec,
+    ImageInfo,
     InstanceTarget,
     LabelSet,
     MaskPrediction,
     Mean,
+    RegionMaskOutput,
     RegionOutput,
     RegionSamples,
 )
-from visionkit_rcnn.branch import BranchOutput
+
+
+@dataclass
+class Masks(RegionMaskOutput):
+    """Nothing is computed before it is known which boxes are wanted: sampled ones to learn, final ones to predict.
+
+    Attributes:
+        head: works out the answers.
+        features: level -> (B, C, h, w).
+        found: what was already predicted, one list an image; shared by every selection of rows.
+    """
+
+    head: RoIMask
+    features: Mapping[str, Tensor]
+    found: list[list[MaskPrediction]] = field(default_factory=list)
+
+    def mask_logits(self, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> list[Tensor]:
+        logits = self.head.mask_logits(self.features, boxes, torch.cat(list(labels)))
+        return list(logits.split([len(b) for b in boxes]))
+
+    def instances(self, batch: Batch) -> list[MaskPrediction]:
+        todo = [row for row, found in enumerate(self.found) if not found]
+        if todo:
+            part: Masks = self.rows(todo, len(self.found))
+            for found, prediction in zip(part.found, self.head.paste(part, [batch.info[row] for row in todo])):
+                found.append(prediction)
+        return [found[0] for found in self.found]
 
 
 class RoIMask(Head):
@@ -43,7 +72,7 @@ class RoIMask(Head):
 
     task = "masks"
     makes = MaskPrediction
-    output = BranchOutput
+    output = Masks
     needs = {"regions": RegionOutput}
     labels_from = "regions"
     loss_names = ("mask",)
@@ -81,8 +110,9 @@ class RoIMask(Head):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(layer.bias)
 
-    def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> BranchOutput:
-        return BranchOutput({level: features[level] for level in self.levels}, upstream["regions"])
+    def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> Masks:
+        levels = {level: features[level] for level in self.levels}
+        return Masks(upstream["regions"], self, levels, [[] for _ in batch.info])
 
     def mask_logits(self, features: Features, boxes: Sequence[Tensor], labels: Tensor) -> Tensor:
         """(n, 2 pool_size, 2 pool_size) float32: the mask of each box's own class, image after image."""
@@ -93,7 +123,7 @@ class RoIMask(Head):
         channel = torch.zeros_like(labels) if self.class_agnostic else labels + 1
         return x[torch.arange(len(x), device=x.device), channel]
 
-    def losses(self, output: BranchOutput, batch: Batch[InstanceTarget]) -> dict[str, Tensor | Mean]:
+    def losses(self, output: Masks, batch: Batch[InstanceTarget]) -> dict[str, Tensor | Mean]:
         samples = [
             with_mask(sample, target) for sample, target in zip(output.regions.samples(batch.targets), batch.targets)
         ]
@@ -105,15 +135,18 @@ class RoIMask(Head):
         loss = F.binary_cross_entropy_with_logits(logits, aims, reduction="sum")
         return {"mask": Mean(loss, logits.numel())}
 
+    def predict(self, output: Masks, batch: Batch) -> list[MaskPrediction]:
+        return output.instances(batch)
+
     @torch.no_grad()
-    def predict(self, output: BranchOutput, batch: Batch) -> list[MaskPrediction]:
+    def paste(self, output: Masks, info: Sequence[ImageInfo]) -> list[MaskPrediction]:
+        """The final boxes of each image with their masks."""
         found = output.regions.detections_for(self.labels)
-        labels = torch.cat([f.labels for f in found])
-        masks = self.mask_logits(output.features, [f.boxes for f in found], labels).sigmoid()
+        masks = output.mask_logits([f.boxes for f in found], [f.labels for f in found])
         predictions = []
-        for info, f, own in zip(batch.info, found, masks.split([len(f.boxes) for f in found])):
-            boxes = info.boxes_to_original(f.boxes)
-            rles = paste_masks(own, boxes, *info.original_size)
+        for image, f, own in zip(info, found, masks):
+            boxes = image.boxes_to_original(f.boxes)
+            rles = paste_masks(own.sigmoid(), boxes, *image.original_size)
             predictions.append(MaskPrediction(boxes, f.scores, f.labels, rles))
         return predictions
 

@@ -75,6 +75,7 @@ class Head(nn.Module):
 
     Instance attributes:
         levels: names of the feature levels it reads; set in the constructor.
+        port_labels: the label set of the head at each port; set by :meth:`connect`.
     """
 
     task: ClassVar[str]
@@ -94,6 +95,18 @@ class Head(nn.Module):
     def __init__(self, spec: FeatureSpec, labels: LabelSet, **_: Any) -> None:
         super().__init__()
         self.labels = labels
+        self.port_labels: Mapping[str, LabelSet] = {}
+
+    def connect(self, port_labels: Mapping[str, LabelSet]) -> None:
+        """Called once, when the heads at the ports are known; a head that joins their classes by name does so here.
+
+        Args:
+            port_labels: the label set of the head at each port.
+
+        Raises:
+            UserError: what is read does not fit; the message says what is missing.
+        """
+        self.port_labels = port_labels
 
     def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> Any:
         """The head's output.

@@ -54,7 +54,8 @@ class MultiTaskModel(nn.Module):
         reads: for each head with ports, port name -> name of the head it reads.
 
     Raises:
-        UserError: a port without a head or with one of the wrong type, or heads that read one another in a circle.
+        UserError: a port without a head or with one of the wrong type or labels, or heads that read one another in a
+            circle.
     """
 
     mean: Tensor
@@ -75,6 +76,8 @@ class MultiTaskModel(nn.Module):
         self.heads = nn.ModuleDict(heads)
         self.reads = resolve_ports(heads, reads or {})
         self.order = sort_heads(list(heads), self.reads)
+        for name, head in heads.items():
+            head.connect({port: heads[other].labels for port, other in self.reads[name].items()})
         mean, std = (backbone.mean, backbone.std) if backbone is not None else ((0.5,) * 3, (0.5,) * 3)
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)

@@ -4,7 +4,15 @@ from visionkit.types.batch import Batch, ImageInfo, MixedBatch
 from visionkit.types.features import Features, FeatureSpec, Level
 from visionkit.types.labels import IGNORE, LabelSet
 from visionkit.types.mean import Mean
-from visionkit.types.outputs import Detections, Output, RegionOutput, RegionSamples, SemanticOutput
+from visionkit.types.outputs import (
+    Detections,
+    MaskOutput,
+    Output,
+    RegionMaskOutput,
+    RegionOutput,
+    RegionSamples,
+    SemanticOutput,
+)
 from visionkit.types.panoptic import PanopticPrediction, PanopticTarget
 from visionkit.types.predictions import (
     BoxPrediction,
@@ -27,6 +35,7 @@ __all__ = [
     "KeypointPrediction",
     "LabelSet",
     "Level",
+    "MaskOutput",
     "MaskPrediction",
     "Mean",
     "MixedBatch",
@@ -34,6 +43,7 @@ __all__ = [
     "PanopticPrediction",
     "PanopticTarget",
     "Prediction",
+    "RegionMaskOutput",
     "RegionOutput",
     "RegionSamples",
     "SemanticOutput",

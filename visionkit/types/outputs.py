@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from visionkit.errors import UserError
+from visionkit.types.batch import Batch
 from visionkit.types.labels import LabelSet
+from visionkit.types.predictions import MaskPrediction
 from visionkit.types.targets import InstanceTarget
 
 
@@ -141,3 +143,33 @@ class RegionOutput(Output):
             keep = own >= 0
             picked.append(Detections(found.boxes[keep], found.scores[keep], own[keep]))
         return picked
+
+
+@dataclass
+class MaskOutput(Output):
+    """Port: objects with a mask each, as a head that merges them reads them (a panoptic one)."""
+
+    @abstractmethod
+    def instances(self, batch: Batch) -> list[MaskPrediction]:
+        """What the head predicts, one item an image of ``batch``, which has the rows of this output; worked out once,
+        however many ask."""
+
+
+@dataclass
+class RegionMaskOutput(MaskOutput):
+    """Port: masks inside any boxes that are asked for.
+
+    Attributes:
+        regions: the boxes that it finds masks for.
+    """
+
+    regions: RegionOutput
+
+    @abstractmethod
+    def mask_logits(self, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> list[Tensor]:
+        """Logits (n, S, S) of the masks of these classes inside these boxes, an item an image.
+
+        Args:
+            boxes: (n, 4) in input pixels, an item an image.
+            labels: (n,) int64 of the head's own label set.
+        """
