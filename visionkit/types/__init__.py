@@ -5,9 +5,11 @@ from visionkit.types.features import Features, FeatureSpec, Level
 from visionkit.types.labels import IGNORE, LabelSet
 from visionkit.types.mean import Mean
 from visionkit.types.outputs import (
+    Anchors,
     Detections,
     MaskOutput,
     Output,
+    PyramidOutput,
     RegionMaskOutput,
     RegionOutput,
     RegionSamples,
@@ -25,6 +27,7 @@ from visionkit.types.targets import InstanceTarget, SemanticTarget, Target
 
 __all__ = [
     "IGNORE",
+    "Anchors",
     "Batch",
     "BoxPrediction",
     "Detections",
@@ -43,6 +46,7 @@ __all__ = [
     "PanopticPrediction",
     "PanopticTarget",
     "Prediction",
+    "PyramidOutput",
     "RegionMaskOutput",
     "RegionOutput",
     "RegionSamples",

@@ -173,3 +173,39 @@ class RegionMaskOutput(MaskOutput):
             boxes: (n, 4) in input pixels, an item an image.
             labels: (n,) int64 of the head's own label set.
         """
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """The anchors of each level, (A, 4) in input pixels, finest level first; all images of a batch share them."""
+
+    levels: tuple[Tensor, ...]
+
+    def all(self) -> Tensor:
+        """Those of all levels, one after the other."""
+        return torch.cat(self.levels)
+
+
+@dataclass
+class PyramidOutput(RegionOutput):
+    """Port: a detector that speaks at every anchor of a pyramid, so that further towers can speak at the same ones.
+
+    A head that reads it learns at the anchors that are ``matched`` with an object, and predicts by picking what it says
+    at the anchors that detections were ``found_at``.
+
+    Attributes:
+        towers: the last features of each tower by its name, (B, C, h, w) a level.
+        anchors: in the order in which everything that is said of them stands.
+    """
+
+    towers: Mapping[str, tuple[Tensor, ...]]
+    anchors: Anchors
+
+    @abstractmethod
+    def matched(self, targets: Sequence[InstanceTarget]) -> list[Tensor]:
+        """What every anchor learns from, one item an image: (anchors,) int64 index of an object in its target, -1
+        (background) or -2 (ignored)."""
+
+    @abstractmethod
+    def found_at(self) -> list[Tensor]:
+        """For each of the ``detections()``, the index of the anchor that said it: (n,) int64, one item an image."""
