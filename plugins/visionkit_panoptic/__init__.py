@@ -5,4 +5,11 @@ from visionkit import Component, hookimpl
 
 @hookimpl
 def visionkit_components() -> list[Component]:
-    return []
+    return [
+        Component(
+            "head",
+            "panoptic_fusion",
+            "visionkit_panoptic.panoptic_fusion:PanopticFusion",
+            "things and stuff of two other heads, merged: Panoptic FPN (Kirillov, CVPR 2019)",
+        ),
+    ]

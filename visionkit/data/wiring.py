@@ -173,8 +173,13 @@ def build_feeds(
     *,
     training: bool,
 ) -> list[Feed]:
-    """The sources with their heads, label maps and transforms, ready for a loader."""
+    """The sources with their heads, label maps and transforms, ready for a loader; for training, those of the heads
+    that learn."""
+    from visionkit.model.build import head_class
+    from visionkit.model.graph import learns
+
     tasks = tasks_of_heads(pipeline, plugins)
+    asked = {name for name in tasks if not training or learns(head_class(pipeline, plugins, name))}
     feeds = []
     for name, source in sources.items():
         config = pipeline.sources[name]
@@ -183,6 +188,7 @@ def build_feeds(
         heads = {
             head: (tasks[head], label_table(config, source.labels[tasks[head]], labels[head]))
             for head in heads_fed(pipeline, tasks, name, source)
+            if head in asked
         }
         if not heads:
             raise pipeline.fail(

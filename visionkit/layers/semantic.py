@@ -27,6 +27,11 @@ def resample(x: Tensor, size: tuple[int, int], scale: tuple[float, float]) -> Te
     return torch.ops.aten.upsample_bilinear2d(x, list(size), False, scale[0], scale[1])
 
 
+def cell_size(logits: Tensor, batch: Batch) -> int:
+    """Input pixels per cell of a semantic output (B, classes, h, w), whose sizes were rounded up."""
+    return -(-batch.images.shape[-1] // logits.shape[-1])
+
+
 def stack_labels(targets: Sequence[SemanticTarget], size: tuple[int, int]) -> Tensor:
     """Label maps of differing sizes as one int64 tensor (B, height, width), padded with ``IGNORE``."""
     height, width = size

@@ -78,9 +78,14 @@ class MultiTaskModel(nn.Module):
         self.order = sort_heads(list(heads), self.reads)
         for name, head in heads.items():
             head.connect({port: heads[other].labels for port, other in self.reads[name].items()})
+        self.learning = [name for name in self.order if learns(heads[name])]
         mean, std = (backbone.mean, backbone.std) if backbone is not None else ((0.5,) * 3, (0.5,) * 3)
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
+
+    def loss_names(self) -> dict[str, tuple[str, ...]]:
+        """The names of the losses of the main phase, by head; heads that learn nothing are left out."""
+        return {name: tuple(self.head(name).loss_names) for name in self.learning}
 
     def head(self, name: str) -> Head:
         """One head, typed."""
@@ -155,7 +160,7 @@ class MultiTaskModel(nn.Module):
         branch: Callable[[Branches], Branches] | None = None,
     ) -> tuple[dict[str, dict[str, Tensor | Mean]], dict[str, Any]]:
         """What :meth:`losses` returns, the losses as the heads give them."""
-        labelled = {name: batch.labelled(name) for name in self.order}
+        labelled = {name: batch.labelled(name) if name in self.learning else [] for name in self.order}
         rows = self._rows_to_run(labelled)
         branches: Branches = {name: {} for name in self.order}
         if outputs is None:
@@ -163,7 +168,7 @@ class MultiTaskModel(nn.Module):
             branches = branch(branches) if branch else branches
             outputs = self.run_heads(branches, batch, rows)
         losses: dict[str, dict[str, Tensor | Mean]] = {}
-        for name in self.order:
+        for name in self.learning:
             head, mine = self.head(name), labelled[name]
             if mine:
                 output = outputs[name].rows([list(rows[name]).index(row) for row in mine], len(rows[name]))
@@ -214,6 +219,11 @@ class MultiTaskModel(nn.Module):
         parts += [features[level][:1, :1, :1, :1].sum() for level in features]
         zero = torch.stack(parts).sum() * 0.0 if parts else torch.zeros(())
         return dict.fromkeys(names_of_losses(head, phase), zero)
+
+
+def learns(head: Head | type[Head]) -> bool:
+    """Whether a head has any loss; one that has none only joins what others have learnt."""
+    return bool(head.loss_names or head.phase_loss_names)
 
 
 def names_of_losses(head: Head, phase: str) -> tuple[str, ...]:

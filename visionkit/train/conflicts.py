@@ -156,7 +156,7 @@ def find_conflicts(
     model.to(device).train()
     if train.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    names = {name: tuple(model.head(name).loss_names) for name in model.order}
+    names = model.loss_names()
     balancer: Balancer = build_component(plugins, "balancer", train.balancer, pipeline, names)
     feeds = build_feeds(pipeline, plugins, sources, labels, training=True)
 

@@ -48,7 +48,7 @@ class Training:
         if train.init:
             load_state(model, load_weights(initial_weights(train.init)), train.init)
         freeze_parts(model, pipeline)
-        heads = {name: tuple(model.head(name).loss_names) for name in model.order}
+        heads = model.loss_names()
         self.balancer: Balancer = build_component(plugins, "balancer", train.balancer, pipeline, heads)
         self.balancer.to(fabric.device)
         self.phases = phases_of(model)

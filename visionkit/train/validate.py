@@ -14,8 +14,8 @@ from visionkit.data.loader import Feed, train_loader
 from visionkit.data.wiring import build_feeds, build_sources, resolve_labels
 from visionkit.errors import UserError
 from visionkit.evaluate.runner import evaluate_model
-from visionkit.model.build import build_model
-from visionkit.model.graph import MultiTaskModel
+from visionkit.model.build import build_model, head_class
+from visionkit.model.graph import MultiTaskModel, learns
 from visionkit.train.optim import build_optimizers, freeze_parts, phases_of
 from visionkit.types import LabelSet
 
@@ -100,7 +100,7 @@ def _model(
     labels = resolve_labels(pipeline, plugins, sources)
     model = build_model(pipeline, plugins, labels)
     freeze_parts(model, pipeline)
-    heads = {name: tuple(model.head(name).loss_names) for name in model.order}
+    heads = model.loss_names()
     balancer = build_component(plugins, "balancer", pipeline.train.balancer, pipeline, heads)
     build_optimizers(model, phases_of(model), pipeline, balancer)
     count = sum(p.numel() for p in model.parameters())
@@ -112,7 +112,8 @@ def _feeds(
     pipeline: Pipeline, plugins: PluginManager, sources: Mapping[str, Source], labels: Mapping[str, LabelSet]
 ) -> tuple[list[Feed], str]:
     feeds = build_feeds(pipeline, plugins, sources, labels, training=True)
-    unfed = [head for head in pipeline.heads if not any(head in feed.heads for feed in feeds)]
+    learning = [head for head in pipeline.heads if learns(head_class(pipeline, plugins, head))]
+    unfed = [head for head in learning if not any(head in feed.heads for feed in feeds)]
     told = "; ".join(f"{feed.name} feeds {', '.join(feed.heads)}" for feed in feeds)
     return feeds, told + (f"; NOT TRAINED by any source: {', '.join(unfed)}" if unfed else "")
 
