@@ -1,5 +1,5 @@
-"""Panoptic FPN's merge of a semantic and an instance head (Kirillov et al., CVPR 2019, section 3; the rules of "Panoptic
-Segmentation", CVPR 2019, section 6)."""
+"""Panoptic FPN's merge of a semantic and an instance head (Kirillov et al., "Panoptic Feature Pyramid Networks", CVPR
+2019, by the rules of their "Panoptic Segmentation", CVPR 2019, section 6)."""
 
 from __future__ import annotations
 

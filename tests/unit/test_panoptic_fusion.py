@@ -37,7 +37,7 @@ def plainly(masks, scores, semantic, stuff, overlap, stuff_area):  # type: ignor
         pixels = {(y, x) for y, x in zip(*np.nonzero(masks[i]))}
         if pixels and len(pixels & owner.keys()) / len(pixels) <= overlap:
             number += 1
-            owner |= {pixel: number for pixel in pixels - owner.keys()}
+            owner |= dict.fromkeys(pixels - owner.keys(), number)
     left: dict[int, list[tuple[int, int]]] = {}
     for y in range(semantic.shape[0]):
         for x in range(semantic.shape[1]):
