@@ -25,6 +25,18 @@ def visionkit_components() -> Iterable[Component]:
         ),
         Component(
             "importer",
+            "torchvision/fasterrcnn_resnet50_fpn_v2",
+            f"{torchvision}:FasterRCNNV2",
+            "COCO, 91 classes, boxes; batch norm throughout",
+        ),
+        Component(
+            "importer",
+            "torchvision/maskrcnn_resnet50_fpn_v2",
+            f"{torchvision}:MaskRCNNV2",
+            "COCO, 91 classes, boxes, masks; batch norm throughout",
+        ),
+        Component(
+            "importer",
             "torchvision/keypointrcnn_resnet50_fpn",
             f"{torchvision}:KeypointRCNN",
             "COCO persons, boxes, 17 keypoints",

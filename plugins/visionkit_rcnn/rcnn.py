@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
 from visionkit import Head
-from visionkit.layers.boxes import decode, encode, match, sample
+from visionkit.layers.boxes import SoftNMS, decode, encode, match, sample, soft_nms
+from visionkit.layers.norm import NormName
 from visionkit.layers.roi import RegionPool
 from visionkit.types import (
     Batch,
@@ -26,6 +27,7 @@ from visionkit.types import (
     RegionOutput,
     RegionSamples,
 )
+from visionkit_rcnn.branch import conv_stack, init_convs
 from visionkit_rcnn.rpn import RPN, RPNOutput
 
 
@@ -79,29 +81,34 @@ class BoxBranch(nn.Module):
     """Pooled features (n, C, S, S) -> logits (n, classes) and deltas (n, boxes, 4), in float32."""
 
     def __init__(
-        self, channels: int, size: int, convs: Sequence[int], fcs: Sequence[int], classes: int, boxes: int
+        self,
+        channels: int,
+        size: int,
+        *,
+        convs: Sequence[int],
+        norm: NormName | None,
+        fcs: Sequence[int],
+        classes: int,
+        boxes: int,
     ) -> None:
         super().__init__()
-        self.conv, self.fc = nn.ModuleList(), nn.ModuleList()
-        for width in convs:
-            self.conv.append(nn.Conv2d(channels, width, 3, padding=1))
-            channels = width
+        self.conv, channels = conv_stack(channels, convs, norm)
+        init_convs(self.conv)
+        self.fc = nn.ModuleList()
         channels *= size * size
         for width in fcs:
-            self.fc.append(nn.Linear(channels, width))
-            channels = width
-        self.classes, self.deltas = nn.Linear(channels, classes), nn.Linear(channels, boxes * 4)
-        for layer in (*self.conv, *self.fc):
+            layer = nn.Linear(channels, width)
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
+            self.fc.append(layer)
+            channels = width
+        self.classes, self.deltas = nn.Linear(channels, classes), nn.Linear(channels, boxes * 4)
         for layer, std in ((self.classes, 0.01), (self.deltas, 0.001)):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        for conv in self.conv:
-            x = F.relu(conv(x))
-        x = x.flatten(1)
+        x = self.conv(x).flatten(1)
         for fc in self.fc:
             x = F.relu(fc(x))
         return self.classes(x).float(), self.deltas(x).float().unflatten(1, (-1, 4))
@@ -111,12 +118,14 @@ class RCNN(Head):
     """Region proposals, then a class and a refined box for each.
 
     Within the head class 0 is background, as in torchvision's weights; outside labels start at 0 without it. The
-    defaults are torchvision's, which are the paper's but for ``aligned`` (detectron2 uses ``True``).
+    defaults are torchvision's; detectron2 has ``exact_anchors``, ``aligned``, a ``sampling_ratio`` and a ``beta`` of 0,
+    and no deltas of the ``background``.
 
     Args:
         levels: pyramid levels that the proposal network reads, finest first.
         anchor_sizes: roots of the anchors' areas in pixels, for each level.
         anchor_ratios: height / width of the anchors.
+        exact_anchors: see :class:`~visionkit_rcnn.rpn.RPN`.
         rpn_convs: 3 x 3 convolutions of the proposal network.
         rpn_iou: an anchor below the first is background, from the second on an object.
         rpn_samples: anchors an image that the proposal network learns from.
@@ -128,8 +137,10 @@ class RCNN(Head):
         pool_levels: levels that the box branch reads, finest first.
         pool_size, sampling_ratio, aligned, canonical_size: see :class:`~visionkit.layers.roi.RegionPool`.
         convs: widths of 3 x 3 convolutions of the box branch.
+        norm: normalisation after each of them.
         fcs: widths of its fully connected layers.
         class_agnostic: one box a region instead of one a class.
+        background: the background too has deltas, which never learn (torchvision's weights).
         iou: IoU with an object from which a region is one.
         samples: regions an image that the box branch (and every head that reads its samples) learns from.
         positives: largest share of them that lies on objects.
@@ -137,6 +148,8 @@ class RCNN(Head):
         beta: where smooth L1 turns from square to linear.
         score: detections up to it are dropped.
         nms: IoU from which the weaker of two detections of a class is dropped.
+        soft_nms: lower its score instead, by one of the rules of :func:`~visionkit.layers.boxes.soft_nms`.
+        sigma: of the Gaussian rule.
         detections: the most an image.
     """
 
@@ -155,6 +168,7 @@ class RCNN(Head):
         levels: tuple[str, ...] = ("p2", "p3", "p4", "p5", "p6"),
         anchor_sizes: tuple[tuple[float, ...], ...] = ((32,), (64,), (128,), (256,), (512,)),
         anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
+        exact_anchors: bool = False,
         rpn_convs: int = 1,
         rpn_iou: tuple[float, float] = (0.3, 0.7),
         rpn_samples: int = 256,
@@ -171,8 +185,10 @@ class RCNN(Head):
         aligned: bool = False,
         canonical_size: float = 224.0,
         convs: tuple[int, ...] = (),
+        norm: NormName | None = None,
         fcs: tuple[int, ...] = (1024, 1024),
         class_agnostic: bool = False,
+        background: bool = True,
         iou: float = 0.5,
         samples: int = 512,
         positives: float = 0.25,
@@ -180,6 +196,8 @@ class RCNN(Head):
         beta: float = 1 / 9,
         score: float = 0.05,
         nms: float = 0.5,
+        soft_nms: SoftNMS | None = None,
+        sigma: float = 0.5,
         detections: int = 100,
     ) -> None:
         super().__init__(spec, labels)
@@ -187,17 +205,22 @@ class RCNN(Head):
         self.rpn = RPN(
             spec, levels, anchor_sizes, anchor_ratios, convs=rpn_convs, iou=rpn_iou, samples=rpn_samples,
             positives=rpn_positives, beta=beta, nms=rpn_nms, score=rpn_score,
+            exact_anchors=exact_anchors,
         )  # fmt: skip
         self.pool = RegionPool(
             spec, pool_levels, pool_size, sampling_ratio=sampling_ratio, aligned=aligned, canonical_size=canonical_size
         )
-        classes = len(labels) + 1
-        self.branch = BoxBranch(self.pool.channels, pool_size, convs, fcs, classes, 1 if class_agnostic else classes)
+        boxes = 1 if class_agnostic else len(labels) + background
+        self.branch = BoxBranch(
+            self.pool.channels, pool_size, convs=convs, norm=norm, fcs=fcs, classes=len(labels) + 1, boxes=boxes
+        )
         self.proposals = {"before_nms": rpn_before_nms, "after_nms": rpn_after_nms}
         self.proposals_train = {"before_nms": rpn_before_nms_train, "after_nms": rpn_after_nms_train}
-        self.class_agnostic, self.box_weights, self.beta = class_agnostic, box_weights, beta
+        self.class_agnostic, self.background = class_agnostic, background
+        self.box_weights, self.beta = box_weights, beta
         self.iou, self.sample_count, self.positives = iou, samples, positives
-        self.score, self.nms, self.max_detections = score, nms, detections
+        self.score, self.nms, self.soft_nms, self.sigma = score, nms, soft_nms, sigma
+        self.max_detections = detections
 
     def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> Regions:
         height, width = batch.images.shape[-2:]
@@ -211,7 +234,7 @@ class RCNN(Head):
         logits, deltas = self.branch(self.pool(output.features, [s.boxes for s in samples]))
         classes = torch.cat([s.labels for s in samples]) + 1
         on = classes > 0
-        said = deltas[on, self._box_of(classes[on])]
+        said = deltas[on, self._box_of(classes[on] - 1)]
         positives = [s.positives() for s in samples]
         aims = torch.cat([
             encode(target.boxes[s.matched], s.boxes, self.box_weights) for s, target in zip(positives, batch.targets)
@@ -259,12 +282,19 @@ class RCNN(Head):
 
     def _detect(self, regions: Tensor, scores: Tensor, deltas: Tensor, size: tuple[int, int]) -> Detections:
         region, label = (scores > self.score).nonzero(as_tuple=True)
-        boxes = decode(deltas[region, self._box_of(label + 1)], regions[region], self.box_weights)
+        boxes = decode(deltas[region, self._box_of(label)], regions[region], self.box_weights)
         boxes = clip_boxes_to_image(boxes, size)
         keep = remove_small_boxes(boxes, 1e-2)
         boxes, scores, label = boxes[keep], scores[region[keep], label[keep]], label[keep]
+        if self.soft_nms:
+            keep, scores = soft_nms(
+                boxes, scores, label, method=self.soft_nms, iou=self.nms, sigma=self.sigma, floor=self.score,
+                most=self.max_detections,
+            )  # fmt: skip
+            return Detections(boxes[keep], scores, label[keep])
         keep = batched_nms(boxes, scores, label, self.nms)[: self.max_detections]
         return Detections(boxes[keep], scores[keep], label[keep])
 
-    def _box_of(self, classes: Tensor) -> Tensor:
-        return torch.zeros_like(classes) if self.class_agnostic else classes
+    def _box_of(self, labels: Tensor) -> Tensor:
+        """Which of a region's boxes belongs to each label."""
+        return torch.zeros_like(labels) if self.class_agnostic else labels + self.background

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visionkit import Head
+from visionkit.layers.norm import NormName
 from visionkit.layers.roi import RegionPool
 from visionkit.types import (
     Batch,
@@ -22,18 +23,19 @@ from visionkit.types import (
     RegionOutput,
     RegionSamples,
 )
-from visionkit_rcnn.branch import BranchOutput
+from visionkit_rcnn.branch import BranchOutput, conv_stack, init_convs
 
 
 class RoIKeypoint(Head):
     """Where each keypoint of the object in a box is: a softmax over the cells of a grid in the box.
 
-    The score of a predicted keypoint is its logit.
-
     Args:
         levels: pyramid levels that are read, finest first.
         pool_size, sampling_ratio, aligned, canonical_size: see :class:`~visionkit.layers.roi.RegionPool`.
         convs: widths of the 3 x 3 convolutions.
+        norm: normalisation after each of them.
+        scores: a keypoint's score is its ``"logit"``, or its share of the exponentials of all cells of its heatmap
+            (``"softmax"``, as detectron2 has it).
 
     Raises:
         ValueError: the labels have no keypoints.
@@ -58,6 +60,8 @@ class RoIKeypoint(Head):
         aligned: bool = False,
         canonical_size: float = 224.0,
         convs: tuple[int, ...] = (512,) * 8,
+        norm: NormName | None = None,
+        scores: Literal["logit", "softmax"] = "logit",
     ) -> None:
         super().__init__(spec, labels)
         if not labels.keypoints:
@@ -66,24 +70,17 @@ class RoIKeypoint(Head):
         self.pool = RegionPool(
             spec, levels, pool_size, sampling_ratio=sampling_ratio, aligned=aligned, canonical_size=canonical_size
         )
-        channels = self.pool.channels
-        self.conv = nn.ModuleList()
-        for width in convs:
-            self.conv.append(nn.Conv2d(channels, width, 3, padding=1))
-            channels = width
+        self.conv, channels = conv_stack(self.pool.channels, convs, norm)
         self.upsample = nn.ConvTranspose2d(channels, len(labels.keypoints), 4, stride=2, padding=1)
-        for layer in (*self.conv, self.upsample):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+        init_convs(self)
+        self.scores = scores
 
     def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> BranchOutput:
         return BranchOutput({level: features[level] for level in self.levels}, upstream["regions"])
 
     def heatmaps(self, features: Features, boxes: Sequence[Tensor]) -> Tensor:
         """Logits (n, K, 4 pool_size, 4 pool_size) in float32, image after image."""
-        x = self.pool(features, boxes)
-        for conv in self.conv:
-            x = F.relu(conv(x))
+        x = self.conv(self.pool(features, boxes))
         return F.interpolate(self.upsample(x).float(), scale_factor=2.0, mode="bilinear", align_corners=False)
 
     def losses(self, output: BranchOutput, batch: Batch[InstanceTarget]) -> dict[str, Tensor | Mean]:
@@ -107,6 +104,8 @@ class RoIKeypoint(Head):
         predictions = []
         for info, f, own in zip(batch.info, found, logits.split([len(f.boxes) for f in found])):
             points, scores = peaks(own, f.boxes)
+            if self.scores == "softmax":
+                scores = (scores - own.flatten(2).logsumexp(2)).exp()
             keypoints = torch.cat((info.points_to_original(points), scores[..., None]), -1)
             predictions.append(KeypointPrediction(info.boxes_to_original(f.boxes), f.scores, f.labels, keypoints))
         return predictions

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from visionkit import Head
+from visionkit.layers.norm import NormName
 from visionkit.layers.paste import paste_masks
 from visionkit.layers.roi import RegionPool
 from visionkit.types import (
@@ -27,6 +28,7 @@ from visionkit.types import (
     RegionOutput,
     RegionSamples,
 )
+from visionkit_rcnn.branch import conv_stack, init_convs
 
 
 @dataclass
@@ -59,15 +61,18 @@ class Masks(RegionMaskOutput):
 class RoIMask(Head):
     """A mask inside each box that another head finds.
 
-    Classes don't compete: each has a sigmoid of its own, and only the one of the object learns. Channel 0 is background
-    and never used; it is there because torchvision's weights have it.
+    Classes don't compete: each has a sigmoid of its own, and only the one of the object learns.
 
     Args:
         levels: pyramid levels that are read, finest first.
         pool_size, sampling_ratio, aligned, canonical_size: see :class:`~visionkit.layers.roi.RegionPool`.
         convs: widths of the 3 x 3 convolutions.
+        norm: normalisation after each of them.
         hidden: width of the 2 x 2 transposed convolution, which doubles the size.
         class_agnostic: one mask for all classes.
+        background: the background too has a mask, which never learns (torchvision's weights).
+        exact_paste: a mask is read at the centres of the image's pixels (detectron2); ``False``: its box is cut to
+            whole pixels first (torchvision).
     """
 
     task = "masks"
@@ -90,25 +95,22 @@ class RoIMask(Head):
         aligned: bool = False,
         canonical_size: float = 224.0,
         convs: tuple[int, ...] = (256, 256, 256, 256),
+        norm: NormName | None = None,
         hidden: int = 256,
         class_agnostic: bool = False,
+        background: bool = True,
+        exact_paste: bool = False,
     ) -> None:
         super().__init__(spec, labels)
         self.levels = levels
         self.pool = RegionPool(
             spec, levels, pool_size, sampling_ratio=sampling_ratio, aligned=aligned, canonical_size=canonical_size
         )
-        channels = self.pool.channels
-        self.conv = nn.ModuleList()
-        for width in convs:
-            self.conv.append(nn.Conv2d(channels, width, 3, padding=1))
-            channels = width
+        self.conv, channels = conv_stack(self.pool.channels, convs, norm)
         self.upsample = nn.ConvTranspose2d(channels, hidden, 2, stride=2)
-        self.logits = nn.Conv2d(hidden, 1 if class_agnostic else len(labels) + 1, 1)
-        self.class_agnostic = class_agnostic
-        for layer in (*self.conv, self.upsample, self.logits):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+        self.logits = nn.Conv2d(hidden, 1 if class_agnostic else len(labels) + background, 1)
+        self.class_agnostic, self.background, self.exact_paste = class_agnostic, background, exact_paste
+        init_convs(self)
 
     def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> Masks:
         levels = {level: features[level] for level in self.levels}
@@ -116,11 +118,9 @@ class RoIMask(Head):
 
     def mask_logits(self, features: Features, boxes: Sequence[Tensor], labels: Tensor) -> Tensor:
         """(n, 2 pool_size, 2 pool_size) float32: the mask of each box's own class, image after image."""
-        x = self.pool(features, boxes)
-        for conv in self.conv:
-            x = F.relu(conv(x))
+        x = self.conv(self.pool(features, boxes))
         x = self.logits(F.relu(self.upsample(x))).float()
-        channel = torch.zeros_like(labels) if self.class_agnostic else labels + 1
+        channel = torch.zeros_like(labels) if self.class_agnostic else labels + self.background
         return x[torch.arange(len(x), device=x.device), channel]
 
     def losses(self, output: Masks, batch: Batch[InstanceTarget]) -> dict[str, Tensor | Mean]:
@@ -130,7 +130,8 @@ class RoIMask(Head):
         labels = torch.cat([sample.labels for sample in samples])
         logits = self.mask_logits(output.features, [sample.boxes for sample in samples], labels)
         aims = torch.cat([
-            crop_masks(target.masks, sample, logits.shape[-1]) for sample, target in zip(samples, batch.targets)
+            crop_masks(target.masks, sample, logits.shape[-1], aligned=self.pool.aligned)
+            for sample, target in zip(samples, batch.targets)
         ])  # fmt: skip
         loss = F.binary_cross_entropy_with_logits(logits, aims, reduction="sum")
         return {"mask": Mean(loss, logits.numel())}
@@ -146,7 +147,7 @@ class RoIMask(Head):
         predictions = []
         for image, f, own in zip(info, found, masks):
             boxes = image.boxes_to_original(f.boxes)
-            rles = paste_masks(own.sigmoid(), boxes, *image.original_size)
+            rles = paste_masks(own.sigmoid(), boxes, *image.original_size, exact=self.exact_paste)
             predictions.append(MaskPrediction(boxes, f.scores, f.labels, rles))
         return predictions
 
@@ -158,11 +159,14 @@ def with_mask(sample: RegionSamples, target: InstanceTarget) -> RegionSamples:
     return sample.on(target.masks.flatten(1).any(1).bool())
 
 
-def crop_masks(masks: Tensor | None, sample: RegionSamples, size: int) -> Tensor:
-    """The mask of each region's object, cropped to the region and resampled to (n, size, size), float in 0 ... 1."""
+def crop_masks(masks: Tensor | None, sample: RegionSamples, size: int, *, aligned: bool = False) -> Tensor:
+    """The mask of each region's object, cropped to the region and resampled to (n, size, size), float in 0 ... 1.
+
+    ``aligned`` as the features are: see :class:`~visionkit.layers.roi.RegionPool`.
+    """
     if masks is None or not len(sample.boxes):
         return sample.boxes.new_zeros(0, size, size)
     # In float a mask is four times as large, so only those that are learnt from.
     used, index = sample.matched.unique(return_inverse=True)
     rois = torch.cat((index[:, None].to(sample.boxes), sample.boxes), 1)
-    return roi_align(masks[used][:, None].to(rois), rois, size)[:, 0]
+    return roi_align(masks[used][:, None].to(rois), rois, size, aligned=aligned)[:, 0]

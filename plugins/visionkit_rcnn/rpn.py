@@ -54,6 +54,9 @@ class RPN(nn.Module):
         beta: where the regression loss turns from square to linear.
         nms: IoU from which the weaker of two proposals of a level is dropped.
         score: proposals below it are dropped.
+        exact_anchors: anchors keep their fractions and stand as far apart as the level's stride (detectron2's weights);
+            ``False``: whole pixels, and the stride is what divides the image into the cells that there are
+            (torchvision's weights).
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class RPN(nn.Module):
         beta: float,
         nms: float,
         score: float,
+        exact_anchors: bool = False,
     ) -> None:
         super().__init__()
         if len(sizes) != len(levels) or len({len(size) for size in sizes}) != 1:
@@ -86,11 +90,12 @@ class RPN(nn.Module):
         self.sizes, self.ratios = sizes, ratios
         self.iou, self.samples, self.positives, self.beta = iou, samples, positives, beta
         self.nms, self.score = nms, score
+        self.exact_anchors, self.strides = exact_anchors, [spec[level].stride for level in levels]
 
     def forward(self, features: Features, size: tuple[int, int], info: Sequence[ImageInfo]) -> RPNOutput:
         """Every level of ``features`` for images that are padded to ``size`` (height, width)."""
         objectness, deltas, anchors = [], [], []
-        for name, sizes in zip(self.levels, self.sizes):
+        for name, sizes, stride in zip(self.levels, self.sizes, self.strides):
             x = features[name]
             for conv in self.conv:
                 x = F.relu(conv(x))
@@ -98,8 +103,9 @@ class RPN(nn.Module):
             deltas.append(self.deltas(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4).float())
             rows, columns = x.shape[-2:]
             # Measured, as torchvision's weights expect it: a level of 13 rows for 800 pixels has stride 61, not 64.
-            cell = cell_anchors(sizes, self.ratios).to(x.device)
-            anchors.append(grid_anchors(cell, (rows, columns), (size[0] // rows, size[1] // columns)))
+            steps = (stride, stride) if self.exact_anchors else (size[0] // rows, size[1] // columns)
+            cell = cell_anchors(sizes, self.ratios, rounded=not self.exact_anchors).to(x.device)
+            anchors.append(grid_anchors(cell, (rows, columns), steps))
         return RPNOutput(tuple(objectness), tuple(deltas), Anchors(tuple(anchors)), list(info))
 
     @torch.no_grad()
@@ -114,13 +120,13 @@ class RPN(nn.Module):
         for level, (objectness, deltas, anchors) in enumerate(zip(out.objectness, out.deltas, out.anchors.levels)):
             score, index = objectness.topk(min(before_nms, objectness.shape[1]), dim=1)
             boxes = decode(deltas.gather(1, index[..., None].expand(-1, -1, 4)), anchors[index])
-            found.append((boxes, score.sigmoid(), torch.full_like(index, level)))
+            found.append((boxes, score, torch.full_like(index, level)))
         all_boxes, all_scores, all_levels = (torch.cat(part, 1) for part in zip(*found))
         proposals = []
         for info, boxes, scores, levels in zip(out.info, all_boxes, all_scores, all_levels):
             boxes = clip_boxes_to_image(boxes, info.size)
             keep = remove_small_boxes(boxes, 1e-3)
-            keep = keep[scores[keep] >= self.score]
+            keep = keep[scores[keep].sigmoid() >= self.score]
             keep = keep[batched_nms(boxes[keep], scores[keep], levels[keep], self.nms)]
             proposals.append(boxes[keep[:after_nms]])
         return proposals

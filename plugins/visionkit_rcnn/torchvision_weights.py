@@ -1,4 +1,4 @@
-"""torchvision's Faster, Mask and Keypoint R-CNN (ResNet-50, FPN) as runs of ours."""
+"""torchvision's Faster, Mask and Keypoint R-CNN (ResNet-50, FPN) as runs of ours, in both versions that it has."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from visionkit.data.coco_classes import COCO_OBJECTS_90, COCO_PERSONS
 from visionkit.model.importing import Importer, rename
-from visionkit.types import LabelSet
 
 PIPELINE = """
 backbone: {name: timm, model: resnet50, frozen_bn: true}
@@ -15,6 +15,13 @@ neck: {name: fpn, channels: 256, extra: pool}
 heads:
   boxes: {name: rcnn}
 """
+PIPELINE_V2 = """
+backbone: {name: timm, model: resnet50}
+neck: {name: fpn, channels: 256, extra: pool, norm: batch}
+heads:
+  boxes: {name: rcnn, rpn_convs: 2, convs: [256, 256, 256, 256], norm: batch, fcs: [1024]}
+"""
+MASKS_V2 = "  masks: {name: roi_mask, norm: batch, reads: {regions: boxes}}\n"
 MASKS = "  masks: {name: roi_mask, reads: {regions: boxes}}\n"
 KEYPOINTS = "  keypoints: {name: roi_keypoint, reads: {regions: boxes}}\n"
 # Pixels and sums in torchvision's own order: what is found is then equal to the last bits.
@@ -23,28 +30,6 @@ train: {channels_last: false}
 evaluate:
   transforms: [normalize, {name: resize, short: 800, long: 1333, exact: true}]
 """
-
-# COCO's classes in the order of their ids, 1 ... 90; ten ids were never used, yet the weights have a place for them.
-COCO = (
-    "person/bicycle/car/motorcycle/airplane/bus/train/truck/boat/traffic light/fire hydrant//stop sign/parking meter/"
-    "bench/bird/cat/dog/horse/sheep/cow/elephant/bear/zebra/giraffe//backpack/umbrella///handbag/tie/suitcase/"
-    "frisbee/skis/snowboard/sports ball/kite/baseball bat/baseball glove/skateboard/surfboard/tennis racket/bottle//"
-    "wine glass/cup/fork/knife/spoon/bowl/banana/apple/sandwich/orange/broccoli/carrot/hot dog/pizza/donut/cake/"
-    "chair/couch/potted plant/bed//dining table///toilet//tv/laptop/mouse/remote/keyboard/cell phone/microwave/oven/"
-    "toaster/sink/refrigerator//book/clock/vase/scissors/teddy bear/hair drier/toothbrush"
-)
-OBJECTS = LabelSet(tuple(name or f"unused {i}" for i, name in enumerate(COCO.split("/"), start=1)))
-
-SIDED = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
-PERSONS = LabelSet(
-    ("person",),
-    keypoints=("nose", *(f"{side}_{part}" for part in SIDED for side in ("left", "right"))),
-    skeleton=(
-        (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10),
-        (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
-    ),
-    swaps=tuple((i, i + 1) for i in range(1, 17, 2)),
-)  # fmt: skip
 
 # Published files still have the names of torchvision before 0.13, which is the second one where there are two.
 BOXES = {
@@ -63,6 +48,36 @@ BOXES = {
     "roi_heads.box_predictor.bbox_pred.": "heads.boxes.branch.deltas.",
 }
 
+# The second version has a normalisation after every convolution of pyramid and branches.
+BLOCKS = {
+    **{f"backbone.fpn.inner_blocks.{i}.": f"neck.lateral.c{i + 2}." for i in range(4)},
+    **{f"backbone.fpn.layer_blocks.{i}.": f"neck.output.p{i + 2}." for i in range(4)},
+    **{f"roi_heads.box_head.{i}.": f"heads.boxes.branch.conv.{i}." for i in range(4)},
+}
+MASK_BLOCKS = {f"roi_heads.mask_head.{i}.": f"heads.masks.conv.{i}." for i in range(4)}
+
+
+def blocks(names: Mapping[str, str]) -> dict[str, str]:
+    """Names of convolution and normalisation inside each of these blocks."""
+    parts = {"0.": "conv.", "1.": "norm."}
+    return {theirs + a: ours + b for theirs, ours in names.items() for a, b in parts.items()}
+
+
+BOXES_V2 = {
+    "backbone.body.": "backbone.body.",
+    **blocks(BLOCKS),
+    **{f"rpn.head.conv.{i}.0.": f"heads.boxes.rpn.conv.{i}." for i in range(2)},
+    "rpn.head.cls_logits.": "heads.boxes.rpn.objectness.",
+    "rpn.head.bbox_pred.": "heads.boxes.rpn.deltas.",
+    "roi_heads.box_head.5.": "heads.boxes.branch.fc.0.",
+    "roi_heads.box_predictor.cls_score.": "heads.boxes.branch.classes.",
+    "roi_heads.box_predictor.bbox_pred.": "heads.boxes.branch.deltas.",
+}
+MASK_PREDICTOR = {
+    "roi_heads.mask_predictor.conv5_mask.": "heads.masks.upsample.",
+    "roi_heads.mask_predictor.mask_fcn_logits.": "heads.masks.logits.",
+}
+
 
 def published_batch_norms(state: dict[str, Tensor], eps: float = 1e-5) -> dict[str, Tensor]:
     """Batch norms that were trained with an epsilon of 0, as equal ones with ``eps``: the scale makes up for it."""
@@ -79,7 +94,7 @@ class FasterRCNN(Importer):
     """``fasterrcnn_resnet50_fpn``: boxes of COCO's classes."""
 
     pipeline = PIPELINE + EVALUATE
-    labels = {"boxes": OBJECTS}
+    labels = {"boxes": COCO_OBJECTS_90}
     names: Mapping[str, str] = BOXES
 
     def convert(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -93,13 +108,12 @@ class MaskRCNN(FasterRCNN):
     """``maskrcnn_resnet50_fpn``: boxes and masks of COCO's classes."""
 
     pipeline = PIPELINE + MASKS + EVALUATE
-    labels = {"boxes": OBJECTS, "masks": OBJECTS}
+    labels = {"boxes": COCO_OBJECTS_90, "masks": COCO_OBJECTS_90}
     names = {
         **BOXES,
-        **{f"roi_heads.mask_head.{i}.0.": f"heads.masks.conv.{i}." for i in range(4)},
-        **{f"roi_heads.mask_head.mask_fcn{i + 1}.": f"heads.masks.conv.{i}." for i in range(4)},
-        "roi_heads.mask_predictor.conv5_mask.": "heads.masks.upsample.",
-        "roi_heads.mask_predictor.mask_fcn_logits.": "heads.masks.logits.",
+        **{f"roi_heads.mask_head.{i}.0.": f"heads.masks.conv.{i}.conv." for i in range(4)},
+        **{f"roi_heads.mask_head.mask_fcn{i + 1}.": f"heads.masks.conv.{i}.conv." for i in range(4)},
+        **MASK_PREDICTOR,
     }
 
 
@@ -107,9 +121,28 @@ class KeypointRCNN(FasterRCNN):
     """``keypointrcnn_resnet50_fpn``: boxes and 17 keypoints of persons."""
 
     pipeline = PIPELINE + KEYPOINTS + EVALUATE
-    labels = {"boxes": PERSONS, "keypoints": PERSONS}
+    labels = {"boxes": COCO_PERSONS, "keypoints": COCO_PERSONS}
     names = {
         **BOXES,
-        **{f"roi_heads.keypoint_head.{2 * i}.": f"heads.keypoints.conv.{i}." for i in range(8)},
+        **{f"roi_heads.keypoint_head.{2 * i}.": f"heads.keypoints.conv.{i}.conv." for i in range(8)},
         "roi_heads.keypoint_predictor.kps_score_lowres.": "heads.keypoints.upsample.",
     }
+
+
+class FasterRCNNV2(Importer):
+    """``fasterrcnn_resnet50_fpn_v2``: boxes of COCO's classes, with batch norms that can be trained on."""
+
+    pipeline = PIPELINE_V2 + EVALUATE
+    labels = {"boxes": COCO_OBJECTS_90}
+    names: Mapping[str, str] = BOXES_V2
+
+    def convert(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return rename(state, self.names)
+
+
+class MaskRCNNV2(FasterRCNNV2):
+    """``maskrcnn_resnet50_fpn_v2``: boxes and masks of COCO's classes."""
+
+    pipeline = PIPELINE_V2 + MASKS_V2 + EVALUATE
+    labels = {"boxes": COCO_OBJECTS_90, "masks": COCO_OBJECTS_90}
+    names = {**BOXES_V2, **blocks(MASK_BLOCKS), **MASK_PREDICTOR}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torchvision.ops import box_area, box_iou
+
+SoftNMS = Literal["linear", "gaussian"]
 
 LARGEST_LOG_SCALE = math.log(1000.0 / 16)
 """A decoded side is at most 62.5 times the anchor's, so that ``exp`` cannot overflow."""
@@ -61,6 +64,50 @@ def decode(deltas: Tensor, anchors: Tensor, weights: Sequence[float] = (1.0, 1.0
     centre = deltas[..., :2] * anchor_size + anchor_centre
     half = 0.5 * deltas[..., 2:].clamp(max=LARGEST_LOG_SCALE).exp() * anchor_size
     return torch.cat((centre - half, centre + half), -1)
+
+
+def soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    *,
+    method: SoftNMS,
+    iou: float = 0.5,
+    sigma: float = 0.5,
+    floor: float = 0.001,
+    most: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Soft-NMS (Bodla et al., ICCV 2017): a box that overlaps a better one of its class is not dropped but scored down.
+
+    Args:
+        boxes: (N, 4).
+        scores: (N,).
+        labels: (N,) int64; boxes of different classes leave one another alone.
+        method: ``"linear"`` multiplies a score by 1 - IoU where the IoU is above ``iou`` (equation 2), ``"gaussian"``
+            multiplies all by exp(-IoU^2 / sigma) (equation 3).
+        iou, sigma: as said.
+        floor: boxes whose scores fall below it are dropped.
+        most: the best so many are found; ``None``: all.
+
+    Returns:
+        Indices of the boxes that are left, best first, and their new scores.
+    """
+    left, kept, values = scores.clone(), [], []
+    for _ in range(min(len(boxes), len(boxes) if most is None else most)):
+        value, best = left.max(0)
+        if value < floor:
+            break
+        kept.append(best)
+        values.append(value)
+        overlap = box_iou(boxes[best, None], boxes)[0] * (labels == labels[best])
+        if method == "linear":
+            left = left * torch.where(overlap > iou, 1 - overlap, 1.0)
+        else:
+            left = left * (-overlap.square() / sigma).exp()
+        left[best] = -1.0
+    if not kept:
+        return labels[:0], scores[:0]
+    return torch.stack(kept), torch.stack(values)
 
 
 def covered(boxes: Tensor, regions: Tensor) -> Tensor:
