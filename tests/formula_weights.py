@@ -36,3 +36,15 @@ def formula_weights(keys: str | Path, suffix: str = "") -> dict[str, Tensor]:
             raise ValueError(f"{entry['name']}: the sum is {total:.5f}, not {entry['sum']:.5f}")
         state[entry["name"]] = torch.from_numpy(values).to(getattr(torch, entry["dtype"].removeprefix("torch.")))
     return state
+
+
+def formula_image(height: int, width: int, suffix: str = "") -> np.ndarray:
+    """The picture (height, width, 3) uint8 that detectron2's reference models were shown: blurred blocks and noise."""
+    random = np.random.Generator(np.random.PCG64(zlib.crc32(("image" + suffix).encode())))
+    coarse = random.integers(0, 256, (-(-height // 16), -(-width // 16), 3))
+    fine = random.integers(0, 256, (height, width, 3))
+    image = 0.7 * coarse.repeat(16, 0).repeat(16, 1)[:height, :width] + 0.3 * fine
+    for _ in range(2):
+        padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="edge")
+        image = np.lib.stride_tricks.sliding_window_view(padded, (5, 5), axis=(0, 1)).mean((-2, -1))
+    return np.clip(np.floor(image + 0.5), 0, 255).astype(np.uint8)
