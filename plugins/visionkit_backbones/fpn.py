@@ -16,7 +16,7 @@ from visionkit.types import Features, FeatureSpec, Level
 
 
 class FPN(Neck):
-    """Top-down pyramid: 1x1 laterals, nearest upsampling and addition, 3x3 output convolutions.
+    """Top-down pyramid: 1x1 laterals, upsampling and addition, 3x3 output convolutions.
 
     Level ``cN`` becomes ``pN``. Equal to torchvision's ``FeaturePyramidNetwork`` with the same weights; on C2 ... C5 of
     ResNet-50 it has 3,344,384 parameters.
@@ -31,6 +31,9 @@ class FPN(Neck):
             P6); ``"conv_c5"`` and ``"conv_p5"``: two, by 3x3 convolutions of stride 2 on the coarsest input or output,
             with ReLU between them (RetinaNet); ``"none"``.
         norm: normalisation after every lateral and output convolution; ``None`` as in the paper.
+        upsample: how a level grows to the size of the finer one; ``"nearest"`` as in the paper.
+        relu: ``"extras"``: between the convolutions of ``extra``; ``"outputs"``: after each output convolution instead
+            (YOLACT).
 
     Raises:
         UserError: an input that the backbone does not have, or a level that it would not yield.
@@ -45,6 +48,8 @@ class FPN(Neck):
         inputs: Sequence[str] = ("c2", "c3", "c4", "c5"),
         extra: Literal["none", "pool", "conv_c5", "conv_p5"] = "pool",
         norm: NormName | None = None,
+        upsample: Literal["nearest", "bilinear"] = "nearest",
+        relu: Literal["extras", "outputs"] = "extras",
     ) -> None:
         super().__init__()
         everything = pyramid_spec(spec, inputs, channels, extra)
@@ -66,6 +71,7 @@ class FPN(Neck):
         self.inputs = tuple(inputs[finest:])
         self.reads = self.inputs or (coarsest,)
         self.extra, self.coarsest = extra, coarsest
+        self.upsample, self.relu = upsample, relu
 
         self.lateral = nn.ModuleDict({c: _conv(spec[c].channels, channels, 1, norm) for c in self.inputs})
         self.output = nn.ModuleDict({_p(c): _conv(channels, channels, 3, norm) for c in inputs if _p(c) in outputs})
@@ -88,10 +94,11 @@ class FPN(Neck):
             x = self.lateral[name](features[name])
             if above is not None:
                 # To the size of the finer map, not simply twice as large: maps of odd sizes occur.
-                x = x + F.interpolate(above, size=x.shape[-2:], mode="nearest")
+                x = x + F.interpolate(above, size=x.shape[-2:], mode=self.upsample)
             above = x
             if _p(name) in self.output:
-                made[_p(name)] = self.output[_p(name)](x)
+                y = self.output[_p(name)](x)
+                made[_p(name)] = F.relu(y) if self.relu == "outputs" else y
         made.update(self._extra_levels(features, made))
         return {name: made[name] for name in self.spec}
 
@@ -103,7 +110,7 @@ class FPN(Neck):
         for name, conv in self.extras.items():
             if x is None:
                 x = features[self.coarsest] if self.extra == "conv_c5" else made[_p(self.coarsest)]
-            else:
+            elif self.relu == "extras":
                 x = F.relu(x)
             extra[name] = x = conv(x)
         return extra

@@ -5,4 +5,9 @@ from visionkit import Component, hookimpl
 
 @hookimpl
 def visionkit_components() -> list[Component]:
-    return []
+    """The head."""
+    return [
+        Component(
+            "head", "yolact", "visionkit_yolact.yolact:YOLACT", "masks from prototypes, in one stage (Bolya, ICCV 2019)"
+        ),
+    ]

@@ -17,6 +17,7 @@ ARGUMENTS: dict[tuple[str, str], dict[str, Any]] = {
     ("head", "rcnn"): {"fcs": [32, 32]},
     ("head", "roi_mask"): {"convs": [16], "hidden": 16},
     ("head", "roi_keypoint"): {"convs": [16]},
+    ("head", "yolact"): {"hidden": 16, "prototypes": 8},
     ("head", "retinanet"): {"channels": 24, "convs": 2},
     ("backbone", "timm"): {"model": "resnet10t", "options": {"channels": [16, 24, 32, 48]}},
     ("source", "coco"): {"images": "{}/images", "annotations": "{}/instances.json", "panoptic": "{}/panoptic.json"},

@@ -107,3 +107,18 @@ def test_dilated_backbone_and_norm() -> None:
 def test_mistakes(arguments, message) -> None:
     with pytest.raises(UserError, match=message):
         FPN(SPEC, **arguments)
+
+
+def test_bilinear_growth_and_relu_after_the_outputs() -> None:
+    """As YOLACT has it: no ReLU between P6 and P7, and P6 is made from the level after its ReLU."""
+    neck = FPN(SPEC, inputs=("c4", "c5"), channels=16, extra="conv_p5", upsample="bilinear", relu="outputs")
+    x = features()
+    top = neck.lateral["c5"](x["c5"])
+    grown = nn.functional.interpolate(top, size=x["c4"].shape[-2:], mode="bilinear", align_corners=False)
+    p4 = neck.output["p4"](neck.lateral["c4"](x["c4"]) + grown).relu()
+    p5 = neck.output["p5"](top).relu()
+    p6 = neck.extras["p6"](p5)
+    want = {"p4": p4, "p5": p5, "p6": p6, "p7": neck.extras["p7"](p6)}
+    for name, y in neck(x).items():
+        torch.testing.assert_close(y, want[name])
+    assert (p6 < 0).any()
