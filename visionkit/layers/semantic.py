@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -77,31 +77,48 @@ def semantic_predictions(logits: Tensor, batch: Batch, *, stride: int = 1) -> li
 
 
 def _label_map(logits: Tensor, info: ImageInfo, stride: int) -> Tensor:
-    """(H, W) uint8 from logits (classes, h, w); classes innermost and a few rows at a time, to stay in the cache."""
+    """(H, W) uint8 from logits (classes, h, w)."""
+    labels = torch.empty(info.original_size, dtype=torch.uint8, device=logits.device)
+    for band, scores in original_bands(logits, info, stride):
+        labels[band] = scores.argmax(1).to(torch.uint8)
+    return labels
+
+
+def original_bands(logits: Tensor, info: ImageInfo, stride: int) -> Iterator[tuple[slice, Tensor]]:
+    """Logits of one image, (classes, h, w), at its original size: some rows at a time, so that all of them together,
+    which may be gigabytes, are never held.
+
+    Yields:
+        Which rows, and their logits (rows, classes, W), float32.
+    """
     a, b, tx, c, d, ty = info.affine
     height, width = info.original_size
     if not (b == c == tx == 0 and a > 0):
-        return _label_map_by_lookup(logits, info, stride)
+        yield from _bands_by_lookup(logits, info, stride)
+        return
+    # Classes innermost: one row of cells is then read from one place, and stays in the cache.
     x = logits.permute(1, 2, 0).float().contiguous()
     y = (((torch.arange(height, device=x.device) + 0.5) * d + ty) / stride - 0.5).clamp(0, len(x) - 1)
     above = y.long()
     below, share = (above + 1).clamp(max=len(x) - 1), (y - above)[:, None, None]
-    labels = torch.empty(info.original_size, dtype=torch.uint8, device=x.device)
     step = max(1, _AT_ONCE // (width * x.shape[2]))
     for top in range(0, height, step):
         band = slice(top, top + step)
         rows = torch.lerp(x[above[band]], x[below[band]], share[band])  # (rows, w, classes)
-        rows = resample(rows[:, None].permute(0, 3, 1, 2), (1, width), (1, stride / a))
-        labels[band] = rows.argmax(1)[:, 0]
-    return labels
+        yield band, resample(rows[:, None].permute(0, 3, 1, 2), (1, width), (1, stride / a))[:, :, 0]
 
 
-def _label_map_by_lookup(logits: Tensor, info: ImageInfo, stride: int) -> Tensor:
+def _bands_by_lookup(logits: Tensor, info: ImageInfo, stride: int) -> Iterator[tuple[slice, Tensor]]:
     """The same for any other geometry (mirrored, shifted, turned): look up where every original pixel centre lies."""
     a, b, tx, c, d, ty = info.affine
     height, width = info.original_size
+    maps = logits[None].float()
     x = torch.arange(width, device=logits.device) + 0.5
-    y = (torch.arange(height, device=logits.device) + 0.5)[:, None]
-    cells = torch.stack(((a * x + b * y + tx) / logits.shape[2], (c * x + d * y + ty) / logits.shape[1]), -1) / stride
-    maps = F.grid_sample(logits[None].float(), cells[None] * 2 - 1, padding_mode="border", align_corners=False)
-    return maps[0].argmax(0).to(torch.uint8)
+    step = max(1, _AT_ONCE // (width * logits.shape[0]))
+    for top in range(0, height, step):
+        y = (torch.arange(top, min(top + step, height), device=logits.device) + 0.5)[:, None]
+        cells = torch.stack(
+            ((a * x + b * y + tx) / logits.shape[2], (c * x + d * y + ty) / logits.shape[1]), -1
+        ) / stride  # fmt: skip
+        rows = F.grid_sample(maps, cells[None] * 2 - 1, padding_mode="border", align_corners=False)[0]
+        yield slice(top, top + step), rows.permute(1, 0, 2)

@@ -1,0 +1,60 @@
+"""Deformable convolution: every tap of the kernel moves by an offset that is learnt (Dai et al., ICCV 2017)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
+
+
+class DeformConv(nn.Module):
+    """A convolution whose taps are read where a second convolution says, bilinearly, and as 0 outside the image.
+
+    The offsets start at 0, so a new layer is an ordinary convolution. With ``modulated`` every tap also has a weight
+    between 0 and 1, half at the start (Zhu et al., "Deformable ConvNets v2", CVPR 2019).
+
+    Args:
+        inputs, outputs: channels.
+        size: rows and columns of the kernel, odd.
+        stride, dilation: as for a convolution; the padding keeps the size at stride 1.
+        groups: groups of input channels that have offsets of their own.
+        modulated: see above.
+        bias: whether it has one.
+
+    Shape: (B, inputs, H, W) -> (B, outputs, ceil(H / stride), ceil(W / stride)).
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int = 3,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        modulated: bool = False,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.stride, self.dilation, self.padding = stride, dilation, dilation * (size // 2)
+        self.moves = 2 * groups * size * size
+        plain = nn.Conv2d(inputs, outputs, size, bias=bias)
+        self.weight, self.bias = plain.weight, plain.bias
+        self.offset = nn.Conv2d(
+            inputs, self.moves + (groups * size * size if modulated else 0), size,
+            stride=stride, padding=self.padding, dilation=dilation,
+        )  # fmt: skip
+        nn.init.zeros_(self.offset.weight)
+        if self.offset.bias is not None:
+            nn.init.zeros_(self.offset.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        said = self.offset(x)
+        offsets, mask = said[:, : self.moves], said[:, self.moves :]
+        # torchvision's kernel wants one type for all, and mixed precision would give it several.
+        with torch.autocast(x.device.type, enabled=False):
+            return deform_conv2d(
+                x.float(), offsets.float(), self.weight, self.bias, self.stride, self.padding, self.dilation,
+                mask.float().sigmoid() if mask.shape[1] else None,
+            ).to(x.dtype)  # fmt: skip
