@@ -24,6 +24,7 @@ def visionkit_components() -> list[Component]:
         Component(
             "evaluator", "semantic", "visionkit.evaluate.semantic:SemanticEvaluator", "mIoU, IoU a class, accuracy"
         ),
+        Component("evaluator", "pq", "visionkit.evaluate.panoptic:PanopticEvaluator", "panoptic quality: PQ, SQ, RQ"),
         Component("balancer", "fixed", "visionkit.train.balance:Fixed", "a weight for each head's losses"),
         Component("balancer", "uncertainty", "visionkit.train.weighting:Uncertainty", "learnt uncertainty"),
         Component("balancer", "imtl_l", "visionkit.train.weighting:ImpartialLosses", "learnt scales (IMTL-L)"),

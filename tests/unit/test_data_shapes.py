@@ -39,7 +39,7 @@ def test_the_same_seed_gives_the_same_files(folder: Path, tmp_path: Path) -> Non
 
 def test_labels_of_all_kinds_agree(folder: Path) -> None:
     source = ShapesSource(images=40, seed=3, size=[96, 120], root=str(folder))
-    assert list(source.tasks) == ["boxes", "masks", "keypoints", "semantic"]
+    assert list(source.tasks) == ["boxes", "masks", "keypoints", "semantic", "panoptic"]
     assert source.labels["semantic"].names == THINGS + STUFF
     assert source.problems() == []
     counts = np.zeros(len(THINGS), int)

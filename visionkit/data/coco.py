@@ -1,4 +1,4 @@
-"""COCO data sets: boxes, masks and keypoints from one JSON, semantic maps from a panoptic one."""
+"""COCO data sets: boxes, masks and keypoints from one JSON, panoptic segments and semantic maps from another."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from visionkit.errors import DataError
 from visionkit.types import ImageInfo, InstanceTarget
 
 INSTANCE_TASKS = ("boxes", "masks", "keypoints")
+MAP_TASKS = ("semantic", "panoptic")
 
 
 class CocoSource(Source):
@@ -42,8 +43,9 @@ class CocoSource(Source):
     Args:
         images: folder that the file names are relative to.
         annotations: instance or keypoint JSON; may be left out where ``panoptic`` is given.
-        tasks: some of ``boxes``, ``masks``, ``keypoints``, ``semantic``; ``None``: all that the files hold.
-        panoptic: panoptic JSON, for the task ``semantic``.
+        tasks: some of ``boxes``, ``masks``, ``keypoints``, ``semantic``, ``panoptic``; ``None``: all that the files
+            hold.
+        panoptic: panoptic JSON, for the tasks ``semantic`` and ``panoptic``.
         panoptic_masks: its folder of PNGs; ``None``: beside the JSON, of the same name.
         on_error: ``"skip"`` leaves out annotations that contradict the file and images that are missing, and counts
             them; ``"fail"`` stops at the first.
@@ -91,7 +93,7 @@ class CocoSource(Source):
             if keypoint_names(data["categories"]) and any(a.get("keypoints") for a in data["annotations"]):
                 held.append("keypoints")
         if self._maps is not None:
-            held.append("semantic")
+            held += MAP_TASKS
         for task in wanted or ():
             if task not in held:
                 raise DataError(f"{self.path}: holds nothing for the task '{task}' (it holds: {', '.join(held)})")
@@ -134,8 +136,8 @@ class CocoSource(Source):
             if len(with_keypoints) < len(plain):
                 names = self.labels["keypoints"].names
                 self._with_keypoints = torch.tensor([names.index(n) if n in names else -1 for n in plain.names])
-        if "semantic" in tasks and self._maps is not None:
-            self.labels["semantic"] = self._maps.labels
+        if self._maps is not None:
+            self.labels |= {task: self._maps.labels for task in MAP_TASKS if task in tasks}
         if any(task in INSTANCE_TASKS for task in tasks):
             self._objects = read_annotations(
                 data["annotations"], self._row_of, self._sizes, data["categories"], tasks, self._report
@@ -159,10 +161,9 @@ class CocoSource(Source):
             sample.targets = dict.fromkeys(instances, target)
             if "keypoints" in instances and self._with_keypoints is not None:
                 sample.targets["keypoints"] = replace(target, masks=None).relabel(self._with_keypoints)
-        if "semantic" in tasks and self._maps is not None:
-            semantic = self._maps.load(self._ids[index], size)
-            if semantic is not None:
-                sample.targets["semantic"] = semantic
+        maps = [task for task in MAP_TASKS if task in tasks and task in self.labels]
+        if maps and self._maps is not None and (segments := self._maps.load(self._ids[index], size)) is not None:
+            sample.targets |= {task: segments if task == "panoptic" else segments.semantic() for task in maps}
         return sample
 
     def _instances(self, index: int, tasks: Collection[str], size: tuple[int, int]) -> InstanceTarget:

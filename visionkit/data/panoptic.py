@@ -1,4 +1,4 @@
-"""COCO panoptic annotations (a JSON and a folder of PNGs) as semantic label maps."""
+"""COCO panoptic annotations: a JSON and a folder of PNGs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from visionkit.data.annotations import category_labels, column, first_twice, read_json
 from visionkit.data.images import inside, read_label_map
 from visionkit.errors import DataError
-from visionkit.types import IGNORE, LabelSet, SemanticTarget
+from visionkit.layers.segments import from_rgb, renumber
+from visionkit.types import IGNORE, LabelSet, PanopticTarget
 
 
 class PanopticMaps:
-    """Semantic maps from the COCO panoptic format: a pixel's segment is ``R + 256 G + 65536 B``, its class that of the
-    segment; segment 0 is void and becomes ``IGNORE``.
+    """Segments from the COCO panoptic format: that of a pixel is ``R + 256 G + 65536 B``, where 0 is void.
 
     Args:
         annotations: the JSON file.
@@ -49,6 +49,7 @@ class PanopticMaps:
         segments = column(annotations, entries, "annotation", "segments_info")
         self._starts = np.concatenate(([0], np.cumsum([len(s) for s in segments], dtype=np.int64)))
         self._segments = np.array([s["id"] for own in segments for s in own], np.int64)
+        self._crowd = np.array([bool(s.get("iscrowd", 0)) for own in segments for s in own], bool)
         label_of = {number: label for label, number in enumerate(self.labels.ids)}
         classes = np.array([label_of.get(s["category_id"], -1) for own in segments for s in own], np.int64)
         if (classes < 0).any():
@@ -56,23 +57,29 @@ class PanopticMaps:
             image = images[int(np.searchsorted(self._starts, at, "right")) - 1]
             raise DataError(f"{annotations}: segment {self._segments[at]} of image {image} has a category_id that is "
                             "not in categories")  # fmt: skip
-        self._classes = classes.astype(np.uint8)
+        self._classes = classes
 
-    def load(self, image: Any, size: tuple[int, int]) -> SemanticTarget | None:
-        """The label map of an image by its id, ``None`` where it has none. Raises DataError that names the PNG."""
+    def load(self, image: Any, size: tuple[int, int]) -> PanopticTarget | None:
+        """The segments of an image by its id, ``None`` where it is not annotated. Those without a pixel are left out.
+
+        Raises:
+            DataError: the PNG is missing, not of this (height, width), or contradicts the JSON; the message names it.
+        """
         if image not in self.row_of:
             return None
         row = self.row_of[image]
         path = self.names[row]
         pixels = read_label_map(path)
-        if pixels.ndim != 3 or pixels.shape[:2] != size:
+        if pixels.ndim != 3 or pixels.dtype != np.uint8 or pixels.shape[:2] != size:
             raise DataError(f"{path}: a panoptic PNG of shape {pixels.shape} for an image of {size[0]}x{size[1]} RGB")
-        segment = pixels.astype(np.int32) @ np.array((1, 256, 65536), np.int32)
+        ids = from_rgb(pixels)
         mine = slice(self._starts[row], self._starts[row + 1])
-        known = np.concatenate(([0], self._segments[mine]))
-        order = np.argsort(known)
-        at = np.searchsorted(known[order], segment).clip(max=len(known) - 1)
-        if (unknown := known[order][at] != segment).any():
-            raise DataError(f"{path}: segment {segment[unknown][0]} is not in the segments_info of image {image}")
-        table = np.concatenate(([IGNORE], self._classes[mine])).astype(np.uint8)[order]
-        return SemanticTarget(torch.from_numpy(table[at]))
+        segments = renumber(ids, self._segments[mine])
+        if (unknown := segments < 0).any():
+            raise DataError(f"{path}: segment {ids[unknown][0]} is not in the segments_info of image {image}")
+        return PanopticTarget(
+            segments=torch.from_numpy(segments),
+            labels=torch.from_numpy(self._classes[mine].copy()),
+            crowd=torch.from_numpy(self._crowd[mine].copy()),
+            ids=torch.from_numpy(self._segments[mine].copy()),
+        ).seen()

@@ -34,7 +34,7 @@ SIGMAS = (0.079, 0.107, 0.072, 0.072, 0.089, 0.089)  # COCO's for head (shoulder
 class ShapesSource(CocoSource):
     """Drawn scenes: circles, squares, triangles, stars and robots with keypoints, before sky, grass, water and sand.
 
-    Labelled for ``boxes``, ``masks``, ``keypoints`` (robots) and ``semantic`` (all nine classes).
+    Labelled for ``boxes``, ``masks``, ``keypoints`` (robots), ``semantic`` and ``panoptic`` (all nine classes).
 
     Args:
         images: how many.

@@ -15,6 +15,7 @@ _WHERE = {
     "CocoBoxes": "visionkit.evaluate.coco",
     "CocoMasks": "visionkit.evaluate.coco",
     "CocoKeypoints": "visionkit.evaluate.coco",
+    "PanopticEvaluator": "visionkit.evaluate.panoptic",
     "SemanticEvaluator": "visionkit.evaluate.semantic",
     "evaluate_model": "visionkit.evaluate.runner",
 }
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from visionkit.evaluate.coco import CocoKeypoints as CocoKeypoints
     from visionkit.evaluate.coco import CocoMasks as CocoMasks
     from visionkit.evaluate.coco_metrics import evaluate_coco as evaluate_coco
+    from visionkit.evaluate.panoptic import PanopticEvaluator as PanopticEvaluator
     from visionkit.evaluate.runner import evaluate_model as evaluate_model
     from visionkit.evaluate.semantic import SemanticEvaluator as SemanticEvaluator
 
@@ -33,6 +35,7 @@ __all__ = [
     "CocoKeypoints",
     "CocoMasks",
     "Evaluator",
+    "PanopticEvaluator",
     "SemanticEvaluator",
     "evaluate_coco",
     "evaluate_model",

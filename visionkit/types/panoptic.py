@@ -55,18 +55,39 @@ class PanopticTarget(Target):
     def moved(self, geometry: Geometry) -> PanopticTarget:
         """Segments that are no longer seen are left out."""
         segments = torch.from_numpy(np.ascontiguousarray(geometry.map(self.segments.numpy())))
-        seen = torch.zeros(len(self) + 1, dtype=torch.bool)
-        seen[segments.unique().long()] = True
-        return replace(self, segments=segments)._only(seen[1:])
+        return replace(self, segments=segments).seen()
 
     def padded(self, size: tuple[int, int]) -> PanopticTarget:
         height, width = self.segments.shape
         return replace(self, segments=F.pad(self.segments, (0, size[1] - width, 0, size[0] - height)))
 
+    def seen(self) -> PanopticTarget:
+        """The segments that have a pixel."""
+        pixels = torch.bincount(self.segments.flatten(), minlength=len(self) + 1)
+        return self._only(pixels[1:] > 0)
+
     def semantic(self) -> SemanticTarget:
         """The class of every pixel; void becomes ``IGNORE``."""
         table = torch.cat((self.labels.new_tensor([IGNORE]), self.labels)).to(torch.uint8)
         return SemanticTarget(table[self.segments.long()])
+
+    def boxes(self) -> Tensor:
+        """(N, 4) float32, the smallest box around what is seen of each segment; zeros where that is nothing."""
+        height, width = self.segments.shape
+        number = self.segments.long()
+        x = torch.arange(width, device=number.device).expand_as(number).flatten()
+        y = torch.arange(height, device=number.device)[:, None].expand_as(number).flatten()
+        low, high = (
+            torch.stack([
+                torch.zeros(len(self) + 1, dtype=torch.int64, device=number.device).scatter_reduce(
+                    0, number.flatten(), along, how, include_self=False
+                )
+                for along in (x, y)
+            ], 1)
+            for how in ("amin", "amax")
+        )  # fmt: skip
+        seen = number.flatten().bincount(minlength=len(self) + 1)[1:, None] > 0
+        return (torch.cat((low, high + 1), 1)[1:] * seen).float()
 
     def draw(self, image: np.ndarray, labels: LabelSet) -> np.ndarray:
         from visionkit.draw import draw_panoptic
