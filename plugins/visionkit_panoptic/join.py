@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from visionkit.errors import UserError
-from visionkit.types import LabelSet
+from visionkit.types import LabelSet, Output, SemanticOutput
+
+
+@dataclass
+class Both(Output):
+    """What is merged: nothing is computed before a loss or a prediction is asked for.
+
+    Attributes:
+        semantic: scores of the pixels.
+        masks: a ``MaskOutput``, of the type that the head's port demands.
+    """
+
+    semantic: SemanticOutput
+    masks: Any
 
 
 def table(theirs: LabelSet, ours: LabelSet) -> Tensor:

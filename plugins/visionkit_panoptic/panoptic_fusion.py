@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,19 +21,10 @@ from visionkit.types import (
     MaskOutput,
     MaskPrediction,
     Mean,
-    Output,
     PanopticPrediction,
     SemanticOutput,
 )
-from visionkit_panoptic.join import demand, stuff_of, table, things_of
-
-
-@dataclass
-class Both(Output):
-    """What is merged: nothing is computed before a prediction is asked for."""
-
-    semantic: SemanticOutput
-    masks: MaskOutput
+from visionkit_panoptic.join import Both, demand, stuff_of, table, things_of
 
 
 class PanopticFusion(Head):

@@ -26,8 +26,8 @@ from visionkit.types import (
 
 
 class UPSNetSemantic(Head):
-    """A class for every pixel. The subnet is shared; what it makes of each level is upsampled to the finest, joined, and
-    scored by a 1 x 1 convolution. With 256 channels it has 1,204,667 parameters for 133 classes, 1,146,185 for 19.
+    """A class for every pixel. The subnet is shared; what it makes of each level is upsampled to the finest, joined,
+    and scored by a 1 x 1 convolution. With 256 channels it has 1,204,667 parameters for 133 classes, 1,146,185 for 19.
 
     Args:
         spec, labels: as for every head.
@@ -59,11 +59,7 @@ class UPSNetSemantic(Head):
             self.subnet.append(DeformConv(width, out))
             width = out
         self.score = nn.Conv2d(width * len(levels), len(labels), 1)
-        for conv in self.subnet:
-            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-            nn.init.zeros_(conv.bias)
         nn.init.normal_(self.score.weight, std=0.01)
-        nn.init.zeros_(self.score.bias)
 
     def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> SemanticOutput:
         """Logits (B, classes, H / stride, W / stride) at the stride of the finest level."""

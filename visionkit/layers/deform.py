@@ -10,8 +10,8 @@ from torchvision.ops import deform_conv2d
 class DeformConv(nn.Module):
     """A convolution whose taps are read where a second convolution says, bilinearly, and as 0 outside the image.
 
-    The offsets start at 0, so a new layer is an ordinary convolution. With ``modulated`` every tap also has a weight
-    between 0 and 1, half at the start (Zhu et al., "Deformable ConvNets v2", CVPR 2019).
+    The offsets start at 0, so a new layer is an ordinary convolution (He initialised, for ReLU). With ``modulated``
+    every tap also has a weight between 0 and 1, half at the start (Zhu et al., "Deformable ConvNets v2", CVPR 2019).
 
     Args:
         inputs, outputs: channels.
@@ -39,15 +39,15 @@ class DeformConv(nn.Module):
         super().__init__()
         self.stride, self.dilation, self.padding = stride, dilation, dilation * (size // 2)
         self.moves = 2 * groups * size * size
-        plain = nn.Conv2d(inputs, outputs, size, bias=bias)
-        self.weight, self.bias = plain.weight, plain.bias
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, size, size))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+        nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
         self.offset = nn.Conv2d(
             inputs, self.moves + (groups * size * size if modulated else 0), size,
             stride=stride, padding=self.padding, dilation=dilation,
         )  # fmt: skip
-        nn.init.zeros_(self.offset.weight)
-        if self.offset.bias is not None:
-            nn.init.zeros_(self.offset.bias)
+        for parameter in self.offset.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         said = self.offset(x)
