@@ -16,6 +16,7 @@ from visionkit.types.outputs import (
     SemanticOutput,
 )
 from visionkit.types.panoptic import PanopticPrediction, PanopticTarget
+from visionkit.types.pictures import PicturePrediction, PictureTarget
 from visionkit.types.predictions import (
     BoxPrediction,
     KeypointPrediction,
@@ -45,6 +46,8 @@ __all__ = [
     "Output",
     "PanopticPrediction",
     "PanopticTarget",
+    "PicturePrediction",
+    "PictureTarget",
     "Prediction",
     "PyramidOutput",
     "RegionMaskOutput",
