@@ -50,6 +50,7 @@ class FPN(Neck):
         norm: NormName | None = None,
         upsample: Literal["nearest", "bilinear"] = "nearest",
         relu: Literal["extras", "outputs"] = "extras",
+        context: bool = False,
     ) -> None:
         super().__init__()
         everything = pyramid_spec(spec, inputs, channels, extra)
@@ -75,6 +76,7 @@ class FPN(Neck):
 
         self.lateral = nn.ModuleDict({c: _conv(spec[c].channels, channels, 1, norm) for c in self.inputs})
         self.output = nn.ModuleDict({_p(c): _conv(channels, channels, 3, norm) for c in inputs if _p(c) in outputs})
+        self.context = nn.Conv2d(spec[coarsest].channels, channels, 1) if context and self.inputs else None
         self.extras = nn.ModuleDict()
         if extra.startswith("conv"):
             source = spec[coarsest].channels if extra == "conv_c5" else channels
@@ -92,6 +94,8 @@ class FPN(Neck):
         above: Tensor | None = None
         for name in reversed(self.inputs):
             x = self.lateral[name](features[name])
+            if above is None and self.context is not None:
+                x = x + self.context(features[name].mean((2, 3), keepdim=True))
             if above is not None:
                 # To the size of the finer map, not simply twice as large: maps of odd sizes occur.
                 x = x + F.interpolate(above, size=x.shape[-2:], mode=self.upsample)

@@ -28,6 +28,7 @@ ARGUMENTS: dict[tuple[str, str], dict[str, Any]] = {
     ("transform", "color_jitter"): {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.1},
     ("transform", "hflip"): {"probability": 0.5},
 }
+PORTS = ("semantic_fpn", "rcnn", "roi_mask")  # the heads that the ports of others are fed by
 FAMILIES = 4  # parts that the checks of a head are tried in, for tests that run side by side
 
 CASES = [
@@ -50,6 +51,7 @@ def test_it_keeps_the_contract(
 ) -> None:
     extra: dict[str, Any] = {"source": source, "plugins": plugins} if kind in ("head", "evaluator") else {}
     if kind == "head":
+        extra["others"] = {other: ARGUMENTS["head", other] for other in PORTS}
         extra["only"] = [name_of(check) for check in CHECKS[kind]][part::FAMILIES]
 
     report = KITS[kind](plugins.load(kind, name), args=arguments(kind, name, shapes), **extra)

@@ -46,6 +46,7 @@ class HeadCase:
         plugins: where evaluators and other heads are looked up.
         labels: of the head.
         others: the heads that it reads, and those that these read, by name.
+        other_args: keyword arguments of theirs, by name.
         reads: port name -> head name, for the checked head and the others.
     """
 
@@ -56,6 +57,7 @@ class HeadCase:
     labels: LabelSet
     others: Mapping[str, type[Head]] = field(default_factory=dict)
     reads: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    other_args: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def make(
@@ -65,6 +67,7 @@ class HeadCase:
         source: Source | None = None,
         labels: LabelSet | None = None,
         plugins: PluginManager | None = None,
+        others: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> HeadCase:
         """A case; whatever is not given is found among what is registered.
 
@@ -80,12 +83,13 @@ class HeadCase:
         if task not in source.tasks:
             raise UserError(f"{head.__name__} learns '{task}', for which {type(source).__name__} is not labelled "
                             f"(it is for: {', '.join(source.tasks)})")  # fmt: skip
-        others: dict[str, type[Head]] = {}
+        given = dict(others or {})
+        found: dict[str, type[Head]] = {}
         reads: dict[str, dict[str, str]] = {}
-        _find_others(NAME, head, plugins, source, others, reads)
-        case = cls(head, args, source, plugins, labels or source.labels[task], others, reads)
+        _find_others(NAME, head, plugins, source, given, found, reads)
+        case = cls(head, args, source, plugins, labels or source.labels[task], found, reads, given)
         if labels is None and head.labels_from is not None:
-            theirs = source.labels[others[reads[NAME][head.labels_from]].task]
+            theirs = source.labels[found[reads[NAME][head.labels_from]].task]
             case.labels = dataclasses.replace(
                 case.labels, names=theirs.names, ids=theirs.ids, things=theirs.things, colors=theirs.colors
             )
@@ -109,7 +113,10 @@ class HeadCase:
     def model(self, names: Sequence[str] = (NAME,), *, seed: int = 0, labels: LabelSet | None = None) -> MultiTaskModel:
         """Backbone, neck, the heads that are read, and the head under each of these names; the same for a seed."""
         with seeded(seed):
-            heads = {name: cls(self.spec, self.labels_of(name, labels)) for name, cls in self.others.items()}
+            heads = {
+                name: cls(self.spec, self.labels_of(name, labels), **self.other_args.get(name, {}))
+                for name, cls in self.others.items()
+            }
             heads |= {name: self.head(labels) for name in names}
             backbone = ToyBackbone()
             reads = {**self.reads, **{name: self.reads.get(NAME, {}) for name in names}}
@@ -226,26 +233,30 @@ def _find_others(
     head: type[Head],
     plugins: PluginManager,
     source: Source,
+    given: Mapping[str, Mapping[str, Any]],
     others: dict[str, type[Head]],
     reads: dict[str, dict[str, str]],
 ) -> None:
-    """Heads that give what the ports of a head need: the simplest registered ones, and what these read in turn."""
+    """Heads that give what the ports of a head need: those that arguments are given for, else the simplest registered
+    ones, and what these read in turn."""
     reads[name] = {}
     for port, wanted in head.needs.items():
-        fitting: list[tuple[int, str, type[Head]]] = []
+        fitting: list[tuple[bool, int, str, type[Head]]] = []
         for listed in plugins.components("head"):
+            other = listed.component.name
             try:
-                made = plugins.load("head", listed.component.name)
+                made = plugins.load("head", other)
             except PluginError:
                 continue
-            simple = isinstance(made, type) and made is not head and not required(made, given=2)
-            if simple and issubclass(made.output, wanted) and made.task in source.tasks:
-                fitting.append((len(made.needs), listed.component.name, made))
+            if not (isinstance(made, type) and issubclass(made, Head)) or made is head or made.task not in source.tasks:
+                continue
+            if issubclass(made.output, wanted) and not set(required(made, given=2)) - set(given.get(other, {})):
+                fitting.append((other not in given, len(made.needs), other, made))
         if not fitting:
             raise UserError(f"no registered head gives the {wanted.__name__} that {head.__name__} reads on its port "
                             f"'{port}', learns a task of {type(source).__name__} and needs no arguments")  # fmt: skip
-        _, other, found = min(fitting, key=lambda item: item[0])
+        _, _, other, found = min(fitting, key=lambda item: item[:3])
         reads[name][port] = other
         if other not in others:
             others[other] = found
-            _find_others(other, found, plugins, source, others, reads)
+            _find_others(other, found, plugins, source, given, others, reads)

@@ -36,6 +36,7 @@ def check_head(
     source: Source | None = None,
     labels: LabelSet | None = None,
     plugins: PluginManager | None = None,
+    others: Mapping[str, Arguments] | None = None,
     expected_failures: Reasons | None = None,
     only: Names | None = None,
     progress: Progress | None = None,
@@ -48,11 +49,12 @@ def check_head(
         source: where samples come from; else the first registered source that offers its task and needs no arguments.
         labels: its label set; else that of the source.
         plugins: where evaluators and the heads that it reads are looked up; else all that is installed.
+        others: for its ports, heads to prefer: registered name -> keyword arguments.
         expected_failures: check -> why this head does not pass it, beside those that its class names.
         only: names of the checks to run.
         progress: called with the name of each check before it runs.
     """
-    case = HeadCase.make(head, args, source, labels, plugins)
+    case = HeadCase.make(head, args, source, labels, plugins, others)
     expected = {**head.expected_failures, **(expected_failures or {})}
     return run_checks("head", head.__name__, heads.CHECKS, case, expected=expected, only=only, progress=progress)
 
