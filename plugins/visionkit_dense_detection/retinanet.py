@@ -97,7 +97,8 @@ class RetinaNet(Head):
         levels: pyramid levels, finest first.
         anchor_sizes: roots of the anchors' areas in pixels, for each level.
         anchor_ratios: height / width of the anchors.
-        rounded_anchors: boxes and strides of anchors in whole pixels (torchvision's weights).
+        exact_anchors: anchors keep their fractions and stand as far apart as the stride of their level; ``False``:
+            whole pixels, as torchvision's weights expect it.
         channels: width of the towers.
         convs: 3 x 3 convolutions of each tower.
         norm: after each of them; ``None`` as in the paper.
@@ -111,6 +112,7 @@ class RetinaNet(Head):
         score: detections up to it are dropped.
         before_nms: the best detections of each level that are looked at.
         nms: IoU from which the weaker of two detections of a class is dropped.
+        clip_first: boxes are clipped to the image before they are compared, not after (detectron2's weights).
         detections: the most an image.
         region_iou: IoU with an object from which a detection is one, for branches that learn from it.
     """
@@ -130,7 +132,7 @@ class RetinaNet(Head):
         levels: tuple[str, ...] = ("p3", "p4", "p5", "p6", "p7"),
         anchor_sizes: tuple[tuple[float, ...], ...] = SIZES,
         anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
-        rounded_anchors: bool = False,
+        exact_anchors: bool = True,
         channels: int = 256,
         convs: int = 4,
         norm: NormName | None = None,
@@ -144,12 +146,13 @@ class RetinaNet(Head):
         score: float = 0.05,
         before_nms: int = 1000,
         nms: float = 0.5,
+        clip_first: bool = True,
         detections: int = 100,
         region_iou: float = 0.5,
     ) -> None:
         super().__init__(spec, labels)
         self.levels = levels
-        self.make_anchors = PyramidAnchors(spec, levels, anchor_sizes, anchor_ratios, rounded=rounded_anchors)
+        self.make_anchors = PyramidAnchors(spec, levels, anchor_sizes, anchor_ratios, exact=exact_anchors)
         inputs, anchors = common_channels(spec, levels), self.make_anchors.of_a_cell
         self.class_tower = Tower(inputs, channels, convs, norm=norm)
         self.box_tower = Tower(inputs, channels, convs, norm=norm)
@@ -157,8 +160,8 @@ class RetinaNet(Head):
         self.deltas = AnchorValues(self.box_tower.channels, anchors, 4)
         self.alpha, self.gamma, self.iou = alpha, gamma, iou
         self.box_loss, self.beta, self.per_image = box_loss, beta, per_image
-        self.score, self.before_nms, self.nms, self.max_detections = score, before_nms, nms, detections
-        self.region_iou = region_iou
+        self.score, self.before_nms, self.nms, self.clip_first = score, before_nms, nms, clip_first
+        self.max_detections, self.region_iou = detections, region_iou
 
     def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> DenseOutput:
         levels = [features[level] for level in self.levels]
@@ -221,16 +224,20 @@ class RetinaNet(Head):
             found.append((logit, label, boxes, anchor + first))
             first += len(anchors)
         logits, labels, boxes, anchors = (torch.cat(part, 1) for part in zip(*found))
-        boxes = clip(boxes, output.info)
-        # No sigmoid before it is known which few are wanted. Of a box beyond the image's edge nothing may be left.
-        wanted = (logits > score_to_logit(self.score)) & (boxes[..., 2:] > boxes[..., :2]).all(2)
-        return [self._suppress(*(x[row, keep] for x in (logits, labels, boxes, anchors)))
-                for row, keep in enumerate(wanted)]  # fmt: skip
-
-    def _suppress(self, logits: Tensor, labels: Tensor, boxes: Tensor, anchors: Tensor) -> tuple[Detections, Tensor]:
-        scores = logits.sigmoid()
-        keep = batched_nms(boxes, scores, labels, self.nms)[: self.max_detections]
-        return Detections(boxes[keep], scores[keep], labels[keep]), anchors[keep]
+        clipped = clip(boxes, output.info)
+        full = (clipped[..., 2:] > clipped[..., :2]).all(2)  # of a box beyond the image's edge nothing may be left
+        wanted = logits > score_to_logit(self.score)  # no sigmoid before it is known which few are wanted
+        if self.clip_first:
+            wanted, boxes = wanted & full, clipped
+        kept = []
+        for row, keep in enumerate(wanted):
+            index = keep.nonzero()[:, 0]
+            index = index[batched_nms(boxes[row, index], logits[row, index], labels[row, index], self.nms)]
+            index = index[: self.max_detections]
+            index = index[full[row, index]]
+            final = Detections(clipped[row, index], logits[row, index].sigmoid(), labels[row, index])
+            kept.append((final, anchors[row, index]))
+        return kept
 
 
 def objects_of(matched: Tensor, targets: Sequence[InstanceTarget]) -> tuple[Tensor, Tensor]:

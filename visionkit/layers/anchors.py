@@ -23,21 +23,22 @@ class PyramidAnchors:
         levels: names of the levels, finest first.
         sizes: roots of the anchors' areas in pixels, for each level.
         ratios: height / width of the anchors.
-        rounded: boxes and strides in whole pixels, as torchvision's weights expect them: a level of 13 rows for 800
-            pixels then has the stride 61, not 64.
+        exact: anchors keep their fractions and stand as far apart as the stride of their level; ``False``: whole
+            pixels, and the stride is what divides the image into the cells that there are, as torchvision's weights
+            expect it (a level of 13 rows for 800 pixels then has 61, not 64).
 
     Raises:
         ValueError: not equally many sizes for each of the levels.
     """
 
     def __init__(
-        self, spec: FeatureSpec, levels: Sequence[str], sizes: Sizes, ratios: Sequence[float], *, rounded: bool = False
+        self, spec: FeatureSpec, levels: Sequence[str], sizes: Sizes, ratios: Sequence[float], *, exact: bool = True
     ) -> None:
         if len(sizes) != len(levels) or len({len(size) for size in sizes}) != 1:
             raise ValueError(f"anchor_sizes must hold equally many sizes for each of the {len(levels)} levels, "
                              f"not {[len(size) for size in sizes]}")  # fmt: skip
         self.strides = [spec[level].stride for level in levels]
-        self.sizes, self.ratios, self.rounded = sizes, ratios, rounded
+        self.sizes, self.ratios, self.exact = sizes, ratios, exact
         self.of_a_cell = len(sizes[0]) * len(ratios)
 
     def __call__(
@@ -49,7 +50,7 @@ class PyramidAnchors:
         """
         levels = []
         for sizes, stride, grid in zip(self.sizes, self.strides, grids):
-            cell = cell_anchors(sizes, self.ratios, rounded=self.rounded).to(device)
-            step = (size[0] // grid[0], size[1] // grid[1]) if self.rounded else (stride, stride)
+            cell = cell_anchors(sizes, self.ratios, rounded=not self.exact).to(device)
+            step = (stride, stride) if self.exact else (size[0] // grid[0], size[1] // grid[1])
             levels.append(grid_anchors(cell, grid, step))
         return Anchors(tuple(levels))

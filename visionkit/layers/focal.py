@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch
+import math
+
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -51,4 +52,4 @@ def focal_sums(
 
 def prior_bias(probability: float) -> float:
     """The bias from which a sigmoid gives ``probability``: -4.59512 for 0.01 (section 4.1, initialization)."""
-    return float(torch.tensor(probability, dtype=torch.float64).logit())
+    return -math.log((1 - probability) / probability)
