@@ -130,6 +130,7 @@ class RCNN(Head):
         rpn_iou: an anchor below the first is background, from the second on an object.
         rpn_samples: anchors an image that the proposal network learns from.
         rpn_positives: largest share of them that lies on objects.
+        rpn_beta: where the proposals' smooth L1 turns from square to linear.
         rpn_nms: IoU from which the weaker of two proposals of one level is dropped.
         rpn_score: proposals below it are dropped.
         rpn_before_nms, rpn_after_nms: proposals kept before (a level) and after (an image) suppression, for detections.
@@ -145,7 +146,7 @@ class RCNN(Head):
         samples: regions an image that the box branch (and every head that reads its samples) learns from.
         positives: largest share of them that lies on objects.
         box_weights: factors of dx, dy, dw, dh.
-        beta: where smooth L1 turns from square to linear.
+        beta: where the boxes' smooth L1 turns from square to linear.
         score: detections up to it are dropped.
         nms: IoU from which the weaker of two detections of a class is dropped.
         soft_nms: lower its score instead, by one of the rules of :func:`~visionkit.layers.boxes.soft_nms`.
@@ -173,6 +174,7 @@ class RCNN(Head):
         rpn_iou: tuple[float, float] = (0.3, 0.7),
         rpn_samples: int = 256,
         rpn_positives: float = 0.5,
+        rpn_beta: float = 1 / 9,
         rpn_nms: float = 0.7,
         rpn_score: float = 0.0,
         rpn_before_nms: int = 1000,
@@ -204,7 +206,7 @@ class RCNN(Head):
         self.levels = tuple(dict.fromkeys((*levels, *pool_levels)))
         self.rpn = RPN(
             spec, levels, anchor_sizes, anchor_ratios, convs=rpn_convs, iou=rpn_iou, samples=rpn_samples,
-            positives=rpn_positives, beta=beta, nms=rpn_nms, score=rpn_score,
+            positives=rpn_positives, beta=rpn_beta, nms=rpn_nms, score=rpn_score,
             exact_anchors=exact_anchors,
         )  # fmt: skip
         self.pool = RegionPool(

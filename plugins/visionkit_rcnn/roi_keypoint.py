@@ -103,12 +103,15 @@ class RoIKeypoint(Head):
         logits = self.heatmaps(output.features, [f.boxes for f in found])
         predictions = []
         for info, f, own in zip(batch.info, found, logits.split([len(f.boxes) for f in found])):
-            points, scores = peaks(own, f.boxes)
-            if self.scores == "softmax":
-                scores = (scores - own.flatten(2).logsumexp(2)).exp()
+            points, values = peaks(own, f.boxes)
+            scores = self.scores_of(values, own)
             keypoints = torch.cat((info.points_to_original(points), scores[..., None]), -1)
             predictions.append(KeypointPrediction(info.boxes_to_original(f.boxes), f.scores, f.labels, keypoints))
         return predictions
+
+    def scores_of(self, values: Tensor, heatmaps: Tensor) -> Tensor:
+        """Scores (n, K) of keypoints from the values (n, K) at the peaks of their heatmaps (n, K, h, w)."""
+        return values if self.scores == "logit" else (values - heatmaps.flatten(2).logsumexp(2)).exp()
 
 
 def with_keypoints(sample: RegionSamples, target: InstanceTarget) -> RegionSamples:

@@ -1,0 +1,232 @@
+"""Weights of detectron2's Mask and Keypoint R-CNN: imported, they say at every stage what detectron2 says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from tests.formula_weights import formula_image, formula_weights
+from visionkit.config import parse_pipeline
+from visionkit.data.base import Sample
+from visionkit.data.loader import collate
+from visionkit.errors import UserError
+from visionkit.layers.rle import decode
+from visionkit.model import MultiTaskModel
+from visionkit.model.build import build_model
+from visionkit.model.detectron2 import trained
+from visionkit.model.importing import import_model
+from visionkit.plugins import PluginManager
+from visionkit.types import ImageInfo, MixedBatch
+from visionkit_rcnn.detectron2_weights import FasterRCNN, KeypointRCNN, MaskRCNN
+from visionkit_rcnn.rcnn import RCNN, Regions
+from visionkit_rcnn.roi_keypoint import RoIKeypoint, peaks
+from visionkit_rcnn.roi_mask import RoIMask
+
+FIXTURE = Path(__file__).parent.parent / "data" / "detectron2_rcnn"
+
+
+def read(name: str) -> dict[str, Tensor]:
+    with np.load(FIXTURE / name) as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+def photo(model: MultiTaskModel) -> MixedBatch:
+    """The reference's image; detections are scaled to one that is twice as large."""
+    pixels = torch.from_numpy(formula_image(250, 333)[..., ::-1].copy()).permute(2, 0, 1)
+    info = ImageInfo(0, "", (500, 666), (250, 333), (0.5, 0, 0, 0, 0.5, 0))
+    return collate([Sample(pixels, info)]).normalised(model.mean, model.std, channels_last=False)
+
+
+def near(own: Tensor, want: Tensor) -> None:
+    """Equal to the 20,000th part of the largest number: a few times what detectron2 itself moves by."""
+    torch.testing.assert_close(own, want, atol=5e-5 * float(want.abs().max()), rtol=0)
+
+
+class Reference:
+    """One imported model, the image, and all that comes before the boxes."""
+
+    def __init__(self, importer: Any, state: dict[str, Tensor], folder: Path) -> None:
+        torch.save({"model": state}, folder / "weights.pth")
+        self.model = import_model(importer, folder / "weights.pth", PluginManager())[1]
+        self.batch = photo(self.model)
+        with torch.no_grad():
+            self.features = self.model.features(self.batch.images)
+            branches = self.model.branches(self.features)
+            self.outputs = self.model.run_heads(branches, self.batch, {name: [0] for name in self.model.order})
+        self.boxes, self.regions = self.model.head("boxes"), self.outputs["boxes"]
+        assert isinstance(self.boxes, RCNN)
+        assert isinstance(self.regions, Regions)
+
+    @torch.no_grad()
+    def predict(self, head: str) -> Any:
+        batch = self.batch.view(head, [0], targets=False)
+        return self.model.head(head).predict(self.outputs[head], batch)[0]
+
+
+@pytest.fixture(scope="module")
+def mask(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    return Reference(MaskRCNN(), formula_weights(FIXTURE / "keys.json"), tmp_path_factory.mktemp("mask"))
+
+
+@pytest.fixture(scope="module")
+def keypoint(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    state = formula_weights(FIXTURE / "keys.json") | formula_weights(FIXTURE / "keypoint_keys.json")
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("roi_heads.mask_head")}
+    return Reference(KeypointRCNN(), state, tmp_path_factory.mktemp("keypoint"))
+
+
+@pytest.fixture(scope="module")
+def said() -> dict[str, Tensor]:
+    return read("io.npz")
+
+
+@pytest.fixture(scope="module")
+def said_of_persons() -> dict[str, Tensor]:
+    return read("keypoint_io.npz")
+
+
+def test_backbone_and_pyramid(mask: Reference, said: dict[str, Tensor]) -> None:
+    near(mask.model.backbone(mask.batch.images)["c5"][0, ::128], said["res5"])  # type: ignore[misc]
+    for level, channels, step in (("p2", 64, 4), ("p3", 64, 2), ("p4", 64, 1), ("p5", 32, 1), ("p6", 8, 1)):
+        near(mask.features[level][0, ::channels, ::step, ::step], said[level])
+
+
+def test_anchors_and_what_the_proposal_network_says_of_them(mask: Reference, said: dict[str, Tensor]) -> None:
+    rpn = mask.regions.rpn
+    near(rpn.objectness[0].view(64, 88, 3).permute(2, 0, 1)[:, ::4, ::4], said["rpn_logits_p2"])
+    near(rpn.deltas[1].view(32, 44, 12).permute(2, 0, 1)[:, ::4, ::4], said["rpn_deltas_p3"])
+    steps = {"p2": 422, "p3": 106, "p4": 14, "p5": 14, "p6": 14}
+    for anchors, (level, step) in zip(rpn.anchors.levels, steps.items(), strict=True):
+        torch.testing.assert_close(anchors[::step], said[f"anchors_{level}"], atol=1e-4, rtol=0)
+
+
+def test_proposals(mask: Reference, said: dict[str, Tensor]) -> None:
+    proposals = mask.boxes.rpn.propose(mask.regions.rpn, **mask.boxes.proposals)[0]
+    assert len(proposals) == 1000
+    found = box_iou(said["proposal_boxes"], proposals).amax(1) > 0.99
+    assert found.float().mean() >= 0.95
+
+
+@torch.no_grad()
+def test_box_branch(mask: Reference, said: dict[str, Tensor]) -> None:
+    pooled = mask.boxes.pool(mask.regions.features, [said["fixed_boxes"]])
+    branch = mask.boxes.branch
+    hidden = branch.fc[1](branch.fc[0](pooled.flatten(1)).relu()).relu()
+    near(hidden[:, ::8], said["fixed_box_head"])
+    logits, deltas = branch(pooled)
+    near(logits[:, 1:], said["fixed_cls_logits"][:, :-1])
+    near(logits[:, 0], said["fixed_cls_logits"][:, -1])
+    near(deltas.flatten(1)[:, ::3], said["fixed_box_deltas"])
+
+
+@torch.no_grad()
+def test_mask_branch(mask: Reference, said: dict[str, Tensor]) -> None:
+    head = mask.model.head("masks")
+    assert isinstance(head, RoIMask)
+    for row, classes in enumerate(said["fixed_mask_logits"]):
+        box = said["fixed_boxes"][row, None]
+        for want, label in zip(classes, range(0, 80, 27)):
+            logits = head.mask_logits(mask.features, [box], torch.tensor([label]))[0]
+            near(logits[::2, ::2], want)
+
+
+def rows_of(found: Any, boxes: Tensor, classes: Tensor) -> Tensor:
+    """For each reference detection, the row of the same one among ``found``, or -1."""
+    iou = box_iou(boxes, found.boxes) * (classes[:, None] == found.labels)
+    best, row = iou.max(1)
+    return torch.where(best > 0.99, row, -1)
+
+
+def test_detections_and_masks(mask: Reference, said: dict[str, Tensor]) -> None:
+    boxes, masks = mask.predict("boxes"), mask.predict("masks")
+    assert len(boxes.boxes) == len(said["det_boxes"]) == 100
+    rows = rows_of(boxes, said["det_boxes"], said["det_classes"])
+    hit = rows >= 0
+    assert hit.float().mean() >= 0.95
+    torch.testing.assert_close(boxes.scores[rows[hit]], said["det_scores"][hit], atol=1e-4, rtol=0)
+
+    areas = torch.tensor([int(decode(masks.rles[row]).sum()) for row in rows[hit]])
+    assert (areas - said["det_mask_area"][hit]).abs().max() <= 20
+    for row, bits in zip(rows, np.unpackbits(said["det_masks_packed"].numpy(), axis=1)):
+        own = decode(masks.rles[row])
+        assert (own != bits[: own.size].reshape(own.shape)).sum() <= 4
+
+
+@torch.no_grad()
+def test_keypoint_branch(keypoint: Reference, said: dict[str, Tensor], said_of_persons: dict[str, Tensor]) -> None:
+    boxes = said["fixed_boxes"]
+    logits, deltas = keypoint.boxes.branch(keypoint.boxes.pool(keypoint.regions.features, [boxes]))
+    near(logits.roll(-1, 1), said_of_persons["fixed_cls_logits"])
+    near(deltas.flatten(1), said_of_persons["fixed_box_deltas"])
+    head = keypoint.model.head("keypoints")
+    assert isinstance(head, RoIKeypoint)
+    heatmaps = head.heatmaps(keypoint.features, [boxes])
+    near(heatmaps[0, ::4, ::2, ::2], said_of_persons["fixed_keypoint_logits"])
+    points, values = peaks(heatmaps, boxes)
+    near(points, said_of_persons["fixed_keypoints"][..., :2])
+    near(values, said_of_persons["fixed_keypoints"][..., 2])
+    near(head.scores_of(values, heatmaps), said_of_persons["fixed_keypoints"][..., 3])
+
+
+def test_detections_and_keypoints(keypoint: Reference, said_of_persons: dict[str, Tensor]) -> None:
+    keypoint.boxes.max_detections = 12  # the branch costs 3.5 billion multiplications a box
+    found = keypoint.predict("keypoints")
+    rows = rows_of(found, said_of_persons["det_boxes"], torch.zeros(12, dtype=torch.int64))
+    assert (rows >= 0).all()
+    torch.testing.assert_close(found.scores[rows], said_of_persons["det_scores"], atol=1e-4, rtol=0)
+    own, want = found.keypoints[rows], said_of_persons["det_keypoints"]
+    torch.testing.assert_close(own[..., :2], want[..., :2], atol=0.01, rtol=0)
+    torch.testing.assert_close(own[..., 2], want[..., 2], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("faster_rcnn_R_50_FPN_3x", 41_699_936),
+        ("mask_rcnn_R_50_FPN_3x", 44_343_216),
+        ("mask_rcnn_R_101_FPN_3x", 63_283_120),
+        ("keypoint_rcnn_R_50_FPN_3x", 59_133_158),
+    ],
+)
+def test_parameter_counts(name: str, parameters: int) -> None:
+    plugins = PluginManager()
+    importer = plugins.load("importer", f"detectron2/{name}")()
+    with torch.device("meta"):
+        model = build_model(parse_pipeline(importer.pipeline, name), plugins, importer.labels)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_every_tensor_of_a_deeper_model_has_a_place() -> None:
+    """Its state dict is that of the model of 50 layers with 17 blocks more in the fourth stage."""
+    shallow = {name: torch.empty(0) for name in formula_names("keys.json")}
+    deep = dict(shallow)
+    for block in range(6, 23):
+        for name in shallow:
+            if ".res4.5." in name:
+                deep[name.replace(".res4.5.", f".res4.{block}.")] = torch.empty(0)
+    plugins = PluginManager()
+    importer = plugins.load("importer", "detectron2/mask_rcnn_R_101_FPN_3x")()
+    with torch.device("meta"):
+        model = build_model(parse_pipeline(importer.pipeline, "deep"), plugins, importer.labels)
+    deep["backbone.bottom_up.stem.conv1.weight"] = torch.empty(64, 3, 7, 7)
+    assert importer.convert(deep).keys() == model.state_dict().keys()
+    with pytest.raises(UserError, match=r"res4\.6\."):
+        MaskRCNN().convert(deep)
+
+
+def formula_names(file: str) -> list[str]:
+    return [entry["name"] for entry in json.loads((FIXTURE / file).read_text())]
+
+
+def test_buffers_that_are_computed_anew_are_left_out_and_strangers_are_named() -> None:
+    state = {"pixel_mean": torch.zeros(3), "proposal_generator.anchor_generator.cell_anchors.0": torch.zeros(3, 4)}
+    assert trained(state) == {}
+    with pytest.raises(UserError, match=r"roi_heads\.mask_head\.deconv\.bias"):
+        FasterRCNN().convert({"roi_heads.mask_head.deconv.bias": torch.zeros(256)})
