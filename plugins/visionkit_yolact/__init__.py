@@ -5,9 +5,12 @@ from visionkit import Component, hookimpl
 
 @hookimpl
 def visionkit_components() -> list[Component]:
-    """The head."""
+    """The head, and the importers of the published weights."""
+    weights = "visionkit_yolact.yolact_weights"
     return [
         Component(
             "head", "yolact", "visionkit_yolact.yolact:YOLACT", "masks from prototypes, in one stage (Bolya, ICCV 2019)"
         ),
+        Component("importer", "yolact/resnet50", f"{weights}:YOLACTResNet50", "COCO, 80 classes, masks, 550 pixels"),
+        Component("importer", "yolact/resnet101", f"{weights}:YOLACTResNet101", "COCO, 80 classes, masks, 550 pixels"),
     ]
