@@ -5,6 +5,8 @@ import json
 import subprocess
 import sys
 
+import cv2
+import numpy as np
 import pytest
 
 from visionkit.cli import main
@@ -78,3 +80,69 @@ def test_needs_no_torch(golden):
     )
     files = ["--gt", golden / "gt_instances_val2014_100.json", "--dt", golden / "dt_bbox.json"]
     subprocess.run([sys.executable, "-c", code, "coco-eval", *map(str, files), "--type", "bbox"], check=True)
+
+
+def panoptic_set(folder):
+    """Two strips of cat and sky, and a prediction that is off by two of ten pixels."""
+    categories = [{"id": 1, "name": "cat", "isthing": 1}, {"id": 2, "name": "sky", "isthing": 0}]
+    segments = [{"id": 3, "category_id": 1, "iscrowd": 0}, {"id": 200, "category_id": 2, "iscrowd": 0}]
+    rows = [{"image_id": 7, "file_name": "7.png", "segments_info": segments}]
+    image = {"id": 7, "file_name": "7.jpg", "height": 1, "width": 20}
+    data = {"truth": {"images": [image], "annotations": rows, "categories": categories}, "found": {"annotations": rows}}
+    for name, edge in (("truth", 10), ("found", 12)):
+        (folder / name).mkdir()
+        (folder / f"{name}.json").write_text(json.dumps(data[name]))
+        pixels = np.zeros((1, 20, 3), np.uint8)
+        pixels[:, :edge, 2], pixels[:, edge:, 2] = 3, 200  # OpenCV writes BGR, and the id begins with red
+        cv2.imwrite(str(folder / name / "7.png"), pixels)
+    return ["coco-eval", "--gt", str(folder / "truth.json"), "--dt", str(folder / "found.json"), "--type", "panoptic"]
+
+
+def status(arguments):
+    try:
+        main(arguments)
+    except SystemExit as end:
+        return end.code or 0
+    return 0
+
+
+def test_panoptic(tmp_path, capsys):
+    call = panoptic_set(tmp_path)
+    assert status([*call, "--json", str(tmp_path / "out.json"), "--per-class"]) == 0
+    lines = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    cat, sky = 10 / 12, 8 / 10
+    expected = {"PQ": (cat + sky) / 2, "SQ": (cat + sky) / 2, "RQ": 1, "PQ_th": cat, "SQ_th": cat, "RQ_th": 1}
+    expected |= {"PQ_st": sky, "SQ_st": sky, "RQ_st": 1, "PQ/cat": cat, "PQ/sky": sky}
+    assert lines == {name: f"{value:.6f}" for name, value in expected.items()}
+    assert json.loads((tmp_path / "out.json").read_text()) == pytest.approx(expected)
+
+
+def test_panoptic_folders(tmp_path, capsys):
+    call = panoptic_set(tmp_path)
+    assert status([*call, "--gt-folder", str(tmp_path / "truth"), "--dt-folder", str(tmp_path / "truth")]) == 0
+    assert "PQ     1.000000" in capsys.readouterr().out
+    assert status([*call, "--dt-folder", str(tmp_path / "none")]) == 2
+    assert "none: no such folder of panoptic PNGs" in capsys.readouterr().err
+
+
+def test_panoptic_mistakes_are_one_line(golden, tmp_path, capsys):
+    call = panoptic_set(tmp_path)
+    assert status([*call, "--backend", "pycocotools"]) == 2
+    assert "leave the option out" in capsys.readouterr().err
+    (tmp_path / "found" / "7.png").unlink()
+    assert status(call) == 2
+    error = capsys.readouterr().err
+    assert "7.png: No such file" in error
+    assert len(error.strip().splitlines()) == 1
+    assert status([*call[:-1], "bbox", "--gt-folder", str(tmp_path)]) == 2
+    assert "are for --type panoptic, not bbox" in capsys.readouterr().err
+
+
+def test_panoptic_needs_no_torch(tmp_path):
+    code = (
+        "import sys; from visionkit.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert not {'torch', 'timm'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, *panoptic_set(tmp_path)], check=True)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests import straight_pq
 from visionkit.data import Source
 from visionkit.errors import DataError
 from visionkit.evaluate import PanopticEvaluator
@@ -48,51 +49,6 @@ def evaluator(pairs, start=0, **options):
     return judge
 
 
-def counted(truth_map, truth, found_map, found):
-    """Counts by class from sets of pixels; ``truth`` id -> (class, crowd), ``found`` id -> class."""
-    pixels = {}
-    for side, segments in (("truth", truth_map), ("found", found_map)):
-        for at, number in np.ndenumerate(segments):
-            pixels.setdefault((side, int(number)), set()).add(at)
-    void = pixels.get(("truth", 0), set())
-    counts = {}
-
-    def add(label, column, value=1.0):
-        counts.setdefault(label, [0.0, 0.0, 0.0, 0.0])[column] += value
-
-    taken = set()
-    for number, (label, crowd) in truth.items():
-        if crowd:
-            continue
-        own = pixels.get(("truth", number), set())
-        for other, kind in found.items():
-            seen = pixels[("found", other)]
-            iou = len(own & seen) / len((own | seen) - (seen & void))
-            if kind == label and iou > 0.5:
-                add(label, 0)
-                add(label, 3, iou)
-                taken.add(other)
-                break
-        else:
-            add(label, 2)
-    for other, kind in found.items():
-        crowds = [pixels.get(("truth", n), set()) for n, (label, crowd) in truth.items() if crowd and label == kind]
-        seen = pixels[("found", other)]
-        if other not in taken and len(seen & void.union(*crowds)) <= 0.5 * len(seen):
-            add(kind, 1)
-    return counts
-
-
-def averages(counts, classes):
-    """PQ, SQ, RQ of these classes."""
-    rows = [counts[c] for c in classes if c in counts and sum(counts[c][:3])]
-    weights = [tp + (fp + fn) / 2 for tp, fp, fn, _ in rows]
-    pq = [row[3] / weight for row, weight in zip(rows, weights)]
-    sq = [iou / tp if tp else 0 for tp, _, _, iou in rows]
-    rq = [row[0] / weight for row, weight in zip(rows, weights)]
-    return [sum(values) / len(rows) if rows else -1 for values in (pq, sq, rq)]
-
-
 def random_pair(seed, size=(20, 30)):
     """Blocks of truth with void and crowds, and a prediction that is right here and there."""
     rng = np.random.default_rng(seed)
@@ -113,15 +69,15 @@ def random_pair(seed, size=(20, 30)):
 
 def straight(pairs):
     """All counts of these pairs, from sets of pixels."""
-    sums = {}
-    for truth, found in pairs:
-        segments = dict(enumerate(zip(truth.labels.tolist(), truth.crowd.tolist()), 1))
-        one = counted(
-            truth.segments.numpy(), segments, found.segments.numpy(), dict(enumerate(found.labels.tolist(), 1))
+    return straight_pq.total(
+        straight_pq.count(
+            truth.segments.numpy(),
+            dict(enumerate(zip(truth.labels.tolist(), truth.crowd.tolist()), 1)),
+            found.segments.numpy(),
+            dict(enumerate(found.labels.tolist(), 1)),
         )
-        for label, row in one.items():
-            sums[label] = [a + b for a, b in zip(sums.get(label, [0] * 4), row)]
-    return sums
+        for truth, found in pairs
+    )
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -131,10 +87,10 @@ def test_against_sets_of_pixels(seed):
     result = evaluator(pairs, per_class=True).result()
     for suffix, classes in (("", range(5)), ("_th", (0, 1)), ("_st", (2, 3, 4))):
         parts = [result[part + suffix] for part in ("PQ", "SQ", "RQ")]
-        assert parts == pytest.approx(averages(sums, classes), abs=1e-12)
+        assert parts == pytest.approx(straight_pq.averages(sums, classes), abs=1e-12)
     assert 0.05 < result["PQ"] < 0.95
     for label, name in enumerate(NAMES.names):
-        assert result[f"PQ/{name}"] == pytest.approx(averages(sums, [label])[0], abs=1e-12)
+        assert result[f"PQ/{name}"] == pytest.approx(straight_pq.averages(sums, [label])[0], abs=1e-12)
 
 
 def test_against_the_public_tool(repository):
@@ -199,7 +155,7 @@ def test_what_lies_on_void_or_crowd_for_more_than_half_is_excused(excused, false
     lengths = (0, excused, 20 - excused) if crowd else (excused, 20 - excused)
     truth = target(strip(*lengths), [0, 2] if crowd else [2], crowd=[1] if crowd else [])
     found = prediction(np.repeat([[1, 2]], 10, 1), [0, 2])
-    cat = averages(straight([(truth, found)]), [0])[0]
+    cat = straight_pq.averages(straight([(truth, found)]), [0])[0]
     assert evaluator([(truth, found)], per_class=True).result()["PQ/cat"] == cat == (0 if false else -1)
 
 

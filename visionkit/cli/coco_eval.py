@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import sys
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from visionkit.cli.options import JsonFile, write_text
+from visionkit.errors import UserError
+
+if TYPE_CHECKING:
+    from visionkit.evaluate.coco_metrics import Type
 
 
 class Kind(StrEnum):
     bbox = "bbox"
     segm = "segm"
     keypoints = "keypoints"
+    panoptic = "panoptic"
 
 
 class By(StrEnum):
@@ -29,12 +34,27 @@ def command(
     kind: Annotated[Kind, typer.Option("--type", help="What to compare.")],
     json_file: JsonFile = None,
     backend: Annotated[By, typer.Option("--backend", help="Who computes; the numbers are the same.")] = By.fast,
-    per_class: Annotated[bool, typer.Option("--per-class", help="Also the AP of every class.")] = False,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Also the AP, or PQ, of every class.")] = False,
+    gt_folder: Annotated[
+        str | None,
+        typer.Option("--gt-folder", metavar="DIR", help="Panoptic: PNGs of the annotations; else GT without .json."),
+    ] = None,
+    dt_folder: Annotated[
+        str | None,
+        typer.Option("--dt-folder", metavar="DIR", help="Panoptic: PNGs of the results; else DT without .json."),
+    ] = None,
 ) -> None:
     """Evaluate a COCO results file with COCO's metrics."""
-    from visionkit.evaluate import evaluate_coco
+    from visionkit import evaluate  # which imports no more than is asked for
 
-    metrics = evaluate_coco(gt, dt, kind.value, backend=backend.value, per_class=per_class)
+    if kind is Kind.panoptic:
+        if backend is By.pycocotools:
+            raise UserError("--backend pycocotools: it knows nothing of panoptic segmentation; leave the option out")
+        metrics = evaluate.evaluate_panoptic(gt, dt, gt_folder, dt_folder, per_class=per_class)
+    elif gt_folder or dt_folder:
+        raise UserError(f"--gt-folder and --dt-folder are for --type panoptic, not {kind.value}")
+    else:
+        metrics = evaluate.evaluate_coco(gt, dt, cast("Type", kind.value), backend=backend.value, per_class=per_class)
     if json_file:
         write_text(json_file, json.dumps(metrics, indent=1))
     _print(metrics, f"{kind.value}, {dt}")

@@ -17,6 +17,7 @@ _WHERE = {
     "CocoKeypoints": "visionkit.evaluate.coco",
     "PanopticEvaluator": "visionkit.evaluate.panoptic",
     "SemanticEvaluator": "visionkit.evaluate.semantic",
+    "evaluate_panoptic": "visionkit.evaluate.panoptic_files",
     "evaluate_model": "visionkit.evaluate.runner",
 }
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from visionkit.evaluate.coco import CocoMasks as CocoMasks
     from visionkit.evaluate.coco_metrics import evaluate_coco as evaluate_coco
     from visionkit.evaluate.panoptic import PanopticEvaluator as PanopticEvaluator
+    from visionkit.evaluate.panoptic_files import evaluate_panoptic as evaluate_panoptic
     from visionkit.evaluate.runner import evaluate_model as evaluate_model
     from visionkit.evaluate.semantic import SemanticEvaluator as SemanticEvaluator
 
@@ -39,6 +41,7 @@ __all__ = [
     "SemanticEvaluator",
     "evaluate_coco",
     "evaluate_model",
+    "evaluate_panoptic",
 ]
 
 
