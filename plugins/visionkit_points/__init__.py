@@ -5,4 +5,6 @@ from visionkit import Component, hookimpl
 
 @hookimpl
 def visionkit_components() -> list[Component]:
-    return []
+    return [
+        Component("head", "centernet", "visionkit_points.centernet:CenterNet", "boxes as centres (Objects as Points)")
+    ]

@@ -19,6 +19,8 @@ ARGUMENTS: dict[tuple[str, str], dict[str, Any]] = {
     ("head", "roi_keypoint"): {"convs": [16]},
     ("head", "yolact"): {"hidden": 16, "prototypes": 8},
     ("head", "retinanet"): {"channels": 24, "convs": 2},
+    ("head", "centernet"): {"hidden": 16},
+    ("head", "upsnet_semantic"): {"channels": [16]},
     ("backbone", "timm"): {"model": "resnet10t", "options": {"channels": [16, 24, 32, 48]}},
     ("source", "coco"): {"images": "{}/images", "annotations": "{}/instances.json", "panoptic": "{}/panoptic.json"},
     ("source", "folder"): {"images": "{}/images", "masks": "{}/semantic", "classes": [f"class {i}" for i in range(9)]},
