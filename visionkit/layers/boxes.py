@@ -151,13 +151,18 @@ def match(
         return matched
     iou = box_iou(objects, boxes)
     iou[crowd] = -1.0
+    by_iou = match_iou(iou, low=low, high=high, best_of_each=best_of_each)
+    return torch.where(by_iou == OBJECTLESS, matched, by_iou)
+
+
+def match_iou(iou: Tensor, *, low: float, high: float, best_of_each: bool = False) -> Tensor:
+    """:func:`match` without crowds, by the IoU of each object with each box (M, N), M at least 1."""
     value, index = iou.max(0)
-    matched[(value >= low) & (value < high)] = IGNORED
     hit = value >= high
     if best_of_each:
         best = iou.amax(1, keepdim=True)
         hit |= ((iou == best) & (best > 0)).any(0)
-    return torch.where(hit, index, matched)
+    return torch.where(hit, index, torch.where(value < low, OBJECTLESS, IGNORED))
 
 
 def sample(matched: Tensor, count: int, positive_share: float) -> tuple[Tensor, Tensor]:
