@@ -1,0 +1,547 @@
+"""RetinaNet: the rules that it promises to keep, and a further tower that another head puts on its pyramid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import box_iou, nms, sigmoid_focal_loss
+
+from visionkit import Head
+from visionkit.layers.anchors import PyramidAnchors
+from visionkit.layers.boxes import IGNORED, OBJECTLESS, decode, match
+from visionkit.layers.focal import focal_background, focal_object, focal_sums, prior_bias
+from visionkit.layers.towers import AnchorValues, Tower
+from visionkit.model import Backbone, MultiTaskModel
+from visionkit.types import (
+    FeatureSpec,
+    ImageInfo,
+    InstanceTarget,
+    KeypointPrediction,
+    LabelSet,
+    Level,
+    Mean,
+    MixedBatch,
+    Output,
+    PyramidOutput,
+)
+from visionkit_dense_detection.retinanet import RetinaNet, best
+from visionkit_rcnn.roi_mask import RoIMask
+
+WIDTH = 8
+SPEC = FeatureSpec({f"p{k}": Level(WIDTH, 2**k) for k in range(3, 8)})
+LABELS = LabelSet(tuple("abcd"), keypoints=("corner", "centre"))
+SIZE = (96, 128)
+
+
+class Levels(Backbone):
+    """Features that learn, whatever the image."""
+
+    spec = SPEC
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, WIDTH, 1)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        x = self.stem(images)
+        return {name: F.avg_pool2d(x, level.stride, ceil_mode=True) for name, level in SPEC.items()}
+
+
+def small(**options: Any) -> RetinaNet:
+    return RetinaNet(SPEC, LABELS, **{"channels": WIDTH, "convs": 1, **options})
+
+
+def model_of(**options: Any) -> MultiTaskModel:
+    torch.manual_seed(0)
+    return MultiTaskModel(Levels(), None, {"boxes": small(**options)})
+
+
+def objects(boxes: Sequence[Sequence[float]], labels: Sequence[int], crowd: Sequence[bool] = ()) -> InstanceTarget:
+    """Objects with a filled mask, and keypoints at the left top corner and in the centre."""
+    b = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    masks = torch.zeros(len(b), *SIZE, dtype=torch.uint8)
+    for mask, (left, top, right, bottom) in zip(masks, b.int().tolist()):
+        mask[top:bottom, left:right] = 1
+    points = torch.stack((b[:, :2], (b[:, :2] + b[:, 2:]) / 2), 1)
+    keypoints = torch.cat((points, torch.full((len(b), 2, 1), 2.0)), 2)
+    crowds = torch.tensor(crowd or [False] * len(b), dtype=torch.bool)
+    return InstanceTarget(b, torch.tensor(labels).long(), crowds, b[:, 2], torch.arange(len(b)), masks, keypoints)
+
+
+def batch_of(*targets: InstanceTarget, heads: Sequence[str] = ("boxes",)) -> MixedBatch:
+    info = tuple(ImageInfo(i, "", SIZE, SIZE) for i in range(len(targets)))
+    images = torch.rand(len(targets), 3, *SIZE, generator=torch.Generator().manual_seed(3))
+    return MixedBatch(images, info, {head: list(targets) for head in heads})
+
+
+OBJECTS = objects([[4, 8, 60, 70], [50, 20, 122, 90], [70, 10, 90, 30]], [1, 3, 0])
+ONE = objects([[30, 30, 90, 80]], [2])
+NOTHING = InstanceTarget.empty(SIZE, 2, masks=True)
+
+
+def output_of(model: MultiTaskModel, batch: MixedBatch) -> Any:
+    rows = {name: list(range(len(batch))) for name in model.order}
+    return model.run_heads(model.branches(model.features(batch.images)), batch, rows)["boxes"]
+
+
+# -- focal loss
+
+
+def test_focal_loss_at_a_logit_of_0() -> None:
+    zero = torch.zeros(1)
+    assert focal_object(zero).item() == pytest.approx(0.0433217, abs=1e-7)
+    assert focal_background(zero).item() == pytest.approx(0.1299651, abs=1e-7)
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.4, 1.5), (0.5, 0.0)])
+def test_focal_sums_are_those_of_torchvision_with_targets_written_out(alpha: float, gamma: float) -> None:
+    torch.manual_seed(0)
+    logits = (torch.randn(3, 200, 5) * 4).requires_grad_()
+    matched = torch.randint(-2, 4, (3, 200))
+    matched[2].clamp_(max=-1)
+    labels = torch.randint(0, 5, (int((matched >= 0).sum()),))
+    truth = torch.zeros_like(logits)
+    image, anchor = (matched >= 0).nonzero(as_tuple=True)
+    truth[image, anchor, labels] = 1
+    each = sigmoid_focal_loss(logits, truth, alpha, gamma) * (matched != IGNORED)[..., None]
+    own = focal_sums(logits, matched, labels, alpha=alpha, gamma=gamma)
+    torch.testing.assert_close(own, each.sum((1, 2)), rtol=1e-4, atol=1e-4)
+    weights = torch.tensor([1.0, 2.0, 3.0])
+    (gradient,) = torch.autograd.grad((own * weights).sum(), logits)
+    (expected,) = torch.autograd.grad((each.sum((1, 2)) * weights).sum(), logits)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_focal_loss_of_sure_errors_and_sure_successes_is_finite() -> None:
+    logits = torch.tensor([-200.0, 200.0], requires_grad=True)
+    for loss, wrong in ((focal_object(logits), 0), (focal_background(logits), 1)):
+        (gradient,) = torch.autograd.grad(loss.sum(), logits)
+        assert loss.isfinite().all()
+        assert gradient.isfinite().all()
+        assert loss[wrong] > 40
+        assert loss[1 - wrong] == 0
+
+
+def test_every_anchor_starts_from_the_prior() -> None:
+    assert prior_bias(0.01) == pytest.approx(-4.59512, abs=1e-5)
+    head = small()
+    torch.testing.assert_close(head.classes.bias, torch.full((9 * 4,), -4.59512), atol=1e-5, rtol=0)
+    output = output_of(model_of(), batch_of(ONE))
+    scores = torch.cat(output.logits, 1).sigmoid()
+    torch.testing.assert_close(scores, torch.full_like(scores, 0.01), atol=1e-3, rtol=0)
+    assert not len(output.detections()[0].boxes)
+
+
+# -- towers and anchors
+
+
+def test_towers_are_shared_over_the_levels_but_not_with_each_other() -> None:
+    torch.manual_seed(0)
+    head = RetinaNet(SPEC, LABELS, channels=WIDTH, convs=2)
+    x = torch.rand(1, WIDTH, 6, 7)
+    for tower in (head.class_tower, head.box_tower):
+        first, *others = tower([x] * 5)
+        assert all(torch.equal(first, other) for other in others)
+    owned = {id(p) for p in head.class_tower.parameters()}
+    assert owned.isdisjoint(id(p) for p in head.box_tower.parameters())
+    assert not torch.equal(head.class_tower([x])[0], head.box_tower([x])[0])
+    of_a_tower = 2 * (WIDTH * WIDTH * 9 + WIDTH)
+    assert sum(p.numel() for p in head.parameters()) == 2 * of_a_tower + 9 * (4 + 4) * (WIDTH * 9 + 1)
+
+
+@pytest.mark.parametrize("norm", [None, "group"])
+def test_a_tower_is_plain_convolutions(norm: Any) -> None:
+    torch.manual_seed(0)
+    tower = Tower(6, 8, 3, norm=norm)
+    x = torch.rand(2, 6, 5, 4)
+    want = x
+    for i in range(3):
+        block: Any = tower.conv[i]
+        want = F.conv2d(want, block.conv.weight, block.conv.bias, padding=1)
+        if norm:
+            want = F.group_norm(want, block.norm.num_groups, block.norm.weight, block.norm.bias)
+        want = want.relu()
+    torch.testing.assert_close(tower([x])[0], want)
+    assert Tower(6, 8, 0)([x])[0] is x
+    assert Tower(6, 8, 0).channels == 6
+
+
+def test_numbers_of_an_anchor_stand_at_its_row_column_and_place_in_the_cell() -> None:
+    layer = AnchorValues(3, anchors=2, values=4)
+    x = torch.rand(2, 3, 5, 6)
+    maps = layer(x)
+    values = layer.of_anchors([x])[0]
+    assert values.shape == (2, 5 * 6 * 2, 4)
+    row, column, place = 3, 4, 1
+    said = maps[1, place * 4 : place * 4 + 4, row, column]
+    torch.testing.assert_close(values[1, (row * 6 + column) * 2 + place], said)
+
+
+def test_anchors_have_three_octave_scales_and_three_ratios() -> None:
+    anchors = small().make_anchors([(12, 16), (6, 8), (3, 4), (2, 2), (1, 1)], SIZE)
+    assert [len(level) for level in anchors.levels] == [9 * n for n in (192, 48, 12, 4, 1)]
+    assert len(anchors.all()) == 9 * 257
+    for level, boxes in enumerate(anchors.levels):
+        size = boxes[:9, 2:] - boxes[:9, :2]
+        sides = size.prod(1).sqrt()
+        want = torch.tensor([32 * 2**level * 2 ** (i / 3) for i in range(3)])
+        torch.testing.assert_close(sides, want.repeat(3))
+        torch.testing.assert_close(size[:, 1] / size[:, 0], torch.tensor([0.5, 1, 2]).repeat_interleave(3))
+    second = anchors.levels[0][9:18] - anchors.levels[0][:9]
+    torch.testing.assert_close(second, torch.tensor([8.0, 0, 8, 0]).expand(9, 4))
+    below = anchors.levels[0][16 * 9] - anchors.levels[0][0]
+    torch.testing.assert_close(below, torch.tensor([0, 8.0, 0, 8]))
+
+
+def test_anchors_in_whole_pixels() -> None:
+    spec = FeatureSpec({"p6": Level(8, 64)})
+    grids = [(13, 21)]
+    exact = PyramidAnchors(spec, ["p6"], [(322,)], (0.5, 1.0))(grids, (800, 1344)).all()
+    whole = PyramidAnchors(spec, ["p6"], [(322,)], (0.5, 1.0), exact=False)(grids, (800, 1344)).all()
+    assert torch.equal(whole, whole.round())
+    assert (exact[2] - exact[0]).tolist() == [64, 0, 64, 0]
+    assert (whole[42] - whole[0]).tolist() == [0, 61, 0, 61]
+
+
+def test_sizes_must_fit_the_levels() -> None:
+    with pytest.raises(ValueError, match="equally many sizes for each of the 5 levels"):
+        small(anchor_sizes=((32,), (64,)))
+    with pytest.raises(ValueError, match="equally many channels"):
+        RetinaNet(
+            FeatureSpec({"p3": Level(8, 8), "p4": Level(4, 16)}),
+            LABELS,
+            levels=("p3", "p4"),
+            anchor_sizes=((32,), (64,)),
+        )
+
+
+# -- what is learnt
+
+
+def losses_by_hand(head: RetinaNet, output: Any, targets: Sequence[InstanceTarget]) -> tuple[float, float, int]:
+    """Sums of both losses and the number of positives, anchor by anchor as the paper says it."""
+    on_classes = on_boxes = positives = 0.0
+    anchors = output.anchors.all()
+    for logits, deltas, target in zip(torch.cat(output.logits, 1), torch.cat(output.deltas, 1), targets):
+        iou = box_iou(anchors, target.boxes)
+        for i, (row, said) in enumerate(zip(iou, logits)):
+            most, which = row.max(0) if len(row) else (torch.tensor(0.0), torch.tensor(0))
+            hit = most >= 0.5 or (len(row) and bool((row.eq(iou.amax(0)) & (row > 0)).any()))
+            if not hit and most >= 0.4:
+                continue
+            truth = torch.zeros(len(said))
+            if hit:
+                positives += 1
+                truth[target.labels[which]] = 1
+                a, b = anchors[i], target.boxes[which]
+                size, centre = a[2:] - a[:2], (a[:2] + a[2:]) / 2
+                aim = torch.cat((((b[:2] + b[2:]) / 2 - centre) / size, ((b[2:] - b[:2]) / size).log()))
+                on_boxes += float((deltas[i] - aim).abs().sum())
+            p = said.sigmoid()
+            pt, weight = torch.where(truth > 0, p, 1 - p), torch.where(truth > 0, 0.25, 0.75)
+            on_classes += float((-weight * (1 - pt) ** 2 * pt.log()).sum())
+    return on_classes, on_boxes, int(positives)
+
+
+def test_losses_are_sums_over_the_anchors_with_an_object_of_the_whole_batch() -> None:
+    model = model_of()
+    targets = [OBJECTS, ONE]
+    batch = batch_of(*targets)
+    head: Any = model.head("boxes")
+    with torch.no_grad():
+        output = output_of(model, batch)
+        found = head.losses(output, batch.view("boxes", [0, 1], targets=True))
+    on_classes, on_boxes, positives = losses_by_hand(head, output, targets)
+    assert positives > 20
+    assert all(isinstance(loss, Mean) and int(loss.count) == positives for loss in found.values())
+    assert found["class"].total.item() == pytest.approx(on_classes, rel=1e-4)
+    assert found["box"].total.item() == pytest.approx(on_boxes, rel=1e-4)
+
+
+def test_per_image_is_the_mean_of_what_images_alone_have() -> None:
+    model = model_of(per_image=True)
+    together, _ = model.losses(batch_of(OBJECTS, NOTHING, ONE))
+    batch = batch_of(OBJECTS, NOTHING, ONE)
+    alone = []
+    for row, target in enumerate((OBJECTS, NOTHING, ONE)):
+        part = MixedBatch(batch.images[row, None], batch.info[row : row + 1], {"boxes": [target]})
+        alone.append(model.losses(part)[0]["boxes"])
+    for name, loss in together["boxes"].items():
+        torch.testing.assert_close(loss, torch.stack([a[name] for a in alone]).mean())
+
+
+def test_anchors_between_the_thresholds_learn_nothing() -> None:
+    model = model_of()
+    batch = batch_of(OBJECTS)
+    output = output_of(model, batch)
+    for level in (*output.logits, *output.deltas):
+        level.retain_grad()
+    losses = model.head("boxes").losses(output, batch.view("boxes", [0], targets=True))
+    torch.stack([loss.value() for loss in losses.values()]).sum().backward()
+    on_classes = torch.cat([level.grad[0] for level in output.logits]).abs().sum(1)
+    on_boxes = torch.cat([level.grad[0] for level in output.deltas]).abs().sum(1)
+    (matched,) = output.matched([OBJECTS])
+    iou = box_iou(output.anchors.all(), OBJECTS.boxes).amax(1)
+    between = (iou >= 0.4) & (iou < 0.5) & (matched < 0)
+    assert between.sum() > 5
+    assert (matched[between] == IGNORED).all()
+    assert (on_classes[between] == 0).all()
+    assert (on_classes[~between] > 0).all()
+    assert torch.equal(on_boxes > 0, matched >= 0)
+
+
+def test_every_object_has_an_anchor_however_small_it_is() -> None:
+    tiny = objects([[40, 40, 46, 45]], [0])
+    (matched,) = output_of(model_of(), batch_of(tiny)).matched([tiny])
+    overlap = box_iou(output_of(model_of(), batch_of(tiny)).anchors.all(), tiny.boxes)[:, 0]
+    assert overlap.max() < 0.1
+    assert torch.equal(matched == 0, overlap == overlap.max())
+
+
+@pytest.mark.parametrize("targets", [(NOTHING,), (NOTHING, NOTHING), (objects([[0, 0, 128, 96]], [0], [True]),)])
+@pytest.mark.parametrize("per_image", [False, True])
+def test_without_any_object_all_is_background(targets: Sequence[InstanceTarget], per_image: bool) -> None:
+    model = model_of(per_image=per_image)
+    batch = batch_of(*targets)
+    losses, outputs = model.losses(batch)
+    logits = torch.cat(outputs["boxes"].logits, 1)
+    matched = torch.stack([match(outputs["boxes"].anchors.all(), t.boxes, t.crowd, low=0.4, high=0.5) for t in targets])
+    background = focal_background(logits[matched == OBJECTLESS]).sum() / (len(targets) if per_image else 1)
+    torch.testing.assert_close(losses["boxes"]["class"], background)
+    assert background > 0
+    assert losses["boxes"]["box"] == 0
+    torch.stack(list(losses["boxes"].values())).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_anchors_inside_a_crowd_are_ignored() -> None:
+    crowd = objects([[64, 0, 128, 96], [4, 8, 40, 50]], [0, 1], [True, False])
+    output = output_of(model_of(), batch_of(crowd))
+    (matched,) = output.matched([crowd])
+    anchors = output.anchors.all()
+    inside = (anchors[:, 0] >= 64) & (anchors[:, 2] <= 128) & (anchors[:, 1] >= 0) & (anchors[:, 3] <= 96)
+    assert inside.sum() > 10
+    assert (matched[inside] == IGNORED).all()
+    assert set(matched.tolist()) == {IGNORED, OBJECTLESS, 1}
+
+
+@pytest.mark.parametrize("options", [{}, {"box_loss": "giou"}, {"beta": 0.1}, {"norm": "group"}])
+def test_all_losses_reach_all_parameters(options: dict[str, Any]) -> None:
+    model = model_of(**options)
+    losses, _ = model.losses(batch_of(OBJECTS, NOTHING))
+    torch.stack(list(losses["boxes"].values())).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+# -- what is found
+
+
+def lively(**options: Any) -> tuple[MultiTaskModel, MixedBatch, Any]:
+    """A model whose answers differ from anchor to anchor."""
+    model = model_of(**options)
+    head: Any = model.head("boxes")
+    batch = batch_of(NOTHING, NOTHING)
+    batch = MixedBatch(batch.images, tuple(ImageInfo(i, "", s, s) for i, s in enumerate((SIZE, (80, 100)))), {})
+    torch.manual_seed(4)
+    with torch.no_grad():
+        output = output_of(model, batch)
+    output.logits = tuple(torch.randn_like(x) * 1.5 - 3 for x in output.logits)
+    output.deltas = tuple(torch.randn_like(x) * 0.3 for x in output.deltas)
+    return head, batch, output
+
+
+def by_hand(head: RetinaNet, output: Any, row: int, size: tuple[int, int]) -> list[tuple[float, int, list[float]]]:
+    """Score, label and box of what the paper's rules leave, one candidate after the other."""
+    found: list[tuple[float, int, Tensor]] = []
+    for logits, deltas, anchors in zip(output.logits, output.deltas, output.anchors.levels):
+        scores = logits[row].sigmoid()
+        anchor, label = (scores > head.score).nonzero(as_tuple=True)
+        order = scores[anchor, label].argsort(descending=True)[: head.before_nms]
+        for i in order.tolist():
+            box = decode(deltas[row, anchor[i]], anchors[anchor[i]])
+            box = torch.minimum(box.clamp(min=0), torch.tensor([size[1], size[0]] * 2))
+            if (box[2:] > box[:2]).all():
+                found.append((float(scores[anchor[i], label[i]]), int(label[i]), box))
+    kept = []
+    for c in {label for _, label, _ in found}:
+        mine = [f for f in found if f[1] == c]
+        index = nms(torch.stack([f[2] for f in mine]), torch.tensor([f[0] for f in mine]), head.nms)
+        kept += [mine[i] for i in index.tolist()]
+    kept.sort(key=lambda f: -f[0])
+    return [(score, label, box.tolist()) for score, label, box in kept[: head.max_detections]]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"before_nms": 30, "score": 0.2, "detections": 12}, {"score": 0.0, "nms": 0.3}]
+)
+def test_detections_by_the_rules(options: dict[str, Any]) -> None:
+    head, batch, output = lively(**options)
+    predictions = head.predict(output, batch.view("boxes", [0, 1], targets=False))
+    for row, prediction in enumerate(predictions):
+        expected = by_hand(head, output, row, batch.info[row].size)
+        assert len(prediction) == len(expected) == head.max_detections
+        torch.testing.assert_close(prediction.scores, torch.tensor([s for s, _, _ in expected]))
+        assert prediction.labels.tolist() == [c for _, c, _ in expected]
+        torch.testing.assert_close(prediction.boxes, torch.tensor([b for _, _, b in expected]), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("clip_first", [True, False])
+def test_detections_know_their_anchor(clip_first: bool) -> None:
+    _, batch, output = lively(clip_first=clip_first)
+    anchors, deltas, logits = output.anchors.all(), torch.cat(output.deltas, 1), torch.cat(output.logits, 1)
+    for row, (found, at) in enumerate(zip(output.detections(), output.found_at())):
+        assert len(found.boxes) == len(at) > 50
+        height, width = batch.info[row].size
+        boxes = decode(deltas[row, at], anchors[at])
+        boxes = torch.minimum(boxes.clamp(min=0), torch.tensor([width, height] * 2))
+        torch.testing.assert_close(found.boxes, boxes)
+        torch.testing.assert_close(found.scores, logits[row, at, found.labels].sigmoid())
+        assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()
+    second = output.rows([1], 2)
+    assert second.detections()[0] is output.detections()[1]
+
+
+@pytest.mark.parametrize("count", [1, 7, 60, 1000])
+def test_best_are_those_of_a_full_sort(count: int) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(3, 50, 4)
+    logit, anchor, label = best(logits, count)
+    want, index = logits.flatten(1).sort(dim=1, descending=True)
+    n = min(count, 200)
+    assert torch.equal(logit, want[:, :n])
+    assert torch.equal(anchor * 4 + label, index[:, :n])
+
+
+def test_no_class_and_no_image_suppresses_another() -> None:
+    head, _, output = lively(score=0.5)
+    for logits in output.logits:
+        logits.fill_(-9)
+    output.logits[0][:, 100, :2] = torch.tensor([4.0, 3.0])
+    output.logits[0][:, 101, :1] = 2.0  # the same place, a little larger
+    for deltas in output.deltas:
+        deltas.zero_()
+    assert box_iou(*output.anchors.levels[0][100:102].split(1)) > 0.5
+    for found, anchors in head.detect(output):
+        assert found.labels.tolist() == [0, 1]
+        assert anchors.tolist() == [100, 100]
+
+
+# -- other heads on its anchors and boxes
+
+
+@dataclass
+class PointOutput(Output):
+    pyramid: PyramidOutput
+    offsets: Tensor  # (B, anchors, keypoints, 2) from the anchor's centre, in its sides
+
+
+class PointTower(Head):
+    """A further tower on the same pyramid: where the keypoints of an object lie, seen from each anchor."""
+
+    task, makes, output = "keypoints", KeypointPrediction, PointOutput
+    needs, labels_from = {"pyramid": PyramidOutput}, "pyramid"
+    loss_names = ("point",)
+
+    def __init__(self, spec: FeatureSpec, labels: LabelSet, *, levels: tuple[str, ...] = tuple(SPEC)) -> None:
+        super().__init__(spec, labels)
+        self.levels, self.tower = levels, Tower(WIDTH, WIDTH, 1)
+        self.offsets = AnchorValues(WIDTH, anchors=9, values=2 * len(labels.keypoints))
+
+    def forward(self, features: Any, batch: Any, upstream: Any) -> PointOutput:
+        said = self.offsets.of_anchors(self.tower([features[level] for level in self.levels]))
+        return PointOutput(upstream["pyramid"], torch.cat(said, 1).unflatten(2, (-1, 2)))
+
+    def losses(self, output: PointOutput, batch: Any) -> dict[str, Mean]:
+        errors = []
+        for offsets, matched, target in zip(output.offsets, output.pyramid.matched(batch.targets), batch.targets):
+            points = self.points(offsets, output.pyramid.anchors.all(), matched >= 0)
+            errors.append((points - target.keypoints[matched[matched >= 0], :, :2]).abs().flatten())
+        return {"point": Mean(torch.cat(errors).sum(), sum(map(len, errors)))}
+
+    def predict(self, output: PointOutput, batch: Any) -> list[KeypointPrediction]:
+        predictions = []
+        pyramid = output.pyramid
+        for offsets, found, at, info in zip(output.offsets, pyramid.detections(), pyramid.found_at(), batch.info):
+            points = info.points_to_original(self.points(offsets, pyramid.anchors.all(), at))
+            points = torch.cat((points, found.scores[:, None, None].expand(-1, points.shape[1], 1)), 2)
+            boxes = info.boxes_to_original(found.boxes)
+            predictions.append(KeypointPrediction(boxes, found.scores, found.labels, keypoints=points))
+        return predictions
+
+    def points(self, offsets: Tensor, anchors: Tensor, which: Tensor) -> Tensor:
+        own = anchors[which][:, None]
+        return (own[..., :2] + own[..., 2:]) / 2 + offsets[which] * (own[..., 2:] - own[..., :2])
+
+
+def test_another_head_adds_a_tower_to_the_pyramid() -> None:
+    torch.manual_seed(0)
+    model = MultiTaskModel(
+        Levels(), None, {"boxes": small(norm="group", prior=0.1), "points": PointTower(SPEC, LABELS)}
+    )
+    assert model.reads["points"] == {"pyramid": "boxes"}
+    # Positions can be told from these images.
+    y, x = torch.meshgrid(torch.linspace(-1, 1, SIZE[0]), torch.linspace(-1, 1, SIZE[1]), indexing="ij")
+    target = objects([[20, 20, 70, 70]], [1])
+    batch = MixedBatch(torch.stack((x, y, x * y))[None], batch_of(ONE).info, {"boxes": [target], "points": [target]})
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    history = []
+    for _ in range(80):
+        losses, _ = model.losses(batch)
+        total = losses["boxes"]["class"] + losses["boxes"]["box"] + 0.1 * losses["points"]["point"]
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        history.append(losses["points"]["point"].item())
+    assert history[-1] < 0.25 * history[0]
+    with torch.no_grad():
+        found = model.predict(batch)
+    points, boxes = found["points"][0], found["boxes"][0]
+    assert torch.equal(points.boxes, boxes.boxes)
+    assert box_iou(boxes.boxes[:1], target.boxes) > 0.7
+    assert boxes.labels[0] == 1
+    assert (points.keypoints[0, :, :2] - target.keypoints[0, :, :2]).abs().max() < 8
+
+
+def test_a_mask_branch_reads_its_boxes() -> None:
+    torch.manual_seed(0)
+    heads = {"boxes": small(), "masks": RoIMask(SPEC, LABELS, levels=("p3", "p4", "p5"), convs=(WIDTH,), hidden=WIDTH)}
+    model = MultiTaskModel(Levels(), None, heads)
+    batch = batch_of(OBJECTS, NOTHING, heads=("boxes", "masks"))
+    losses, outputs = model.losses(batch)
+    assert losses["masks"]["mask"] > 0
+    samples = outputs["boxes"].samples([OBJECTS, NOTHING])
+    assert torch.equal(samples[0].boxes, OBJECTS.boxes)  # nothing is found yet, so only the objects
+    assert samples[0].matched.tolist() == [0, 1, 2]
+    assert torch.equal(samples[0].labels, OBJECTS.labels)
+    assert not len(samples[1].boxes)
+
+    heads["boxes"].score = 0.0
+    with torch.no_grad():
+        found = model.predict(batch)
+    assert len(found["masks"][0]) == len(found["boxes"][0]) == 100
+    output = output_of(model, batch)
+    sample = output.samples([OBJECTS, NOTHING])[0]
+    assert len(sample.boxes) == 103
+    on = sample.matched >= 0
+    assert torch.equal(on, box_iou(sample.boxes, OBJECTS.boxes).amax(1) >= 0.5)
+
+
+def test_bfloat16_is_near_float32() -> None:
+    model = model_of().to(memory_format=torch.channels_last)
+    batch = batch_of(OBJECTS, ONE)
+    exact, _ = model.losses(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough, _ = model.losses(batch)
+        model.predict(batch)
+    for name, loss in exact["boxes"].items():
+        assert rough["boxes"][name].dtype == torch.float32
+        torch.testing.assert_close(rough["boxes"][name], loss, rtol=0.05, atol=0.01)
