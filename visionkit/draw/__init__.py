@@ -3,6 +3,7 @@
 from visionkit.draw.compose import comparison, draw_prediction
 from visionkit.draw.instances import draw_instances
 from visionkit.draw.palette import class_colors, palette
+from visionkit.draw.panoptic import draw_panoptic
 from visionkit.draw.semantic import draw_semantic
 from visionkit.draw.sheet import legend, sheet
 
@@ -10,6 +11,7 @@ __all__ = [
     "class_colors",
     "comparison",
     "draw_instances",
+    "draw_panoptic",
     "draw_prediction",
     "draw_semantic",
     "legend",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from visionkit.draw import canvas as paint
 from visionkit.draw.instances import join, paint_objects, tag_objects, to_drawn
 from visionkit.draw.palette import class_colors, palette
+from visionkit.draw.panoptic import Map, fill_segments, name_segments, to_map
 from visionkit.draw.semantic import enlarge_labels, fill_regions, name_regions
 from visionkit.draw.sheet import legend, sheet
 from visionkit.draw.text import Words
@@ -18,6 +20,8 @@ from visionkit.types import (
     InstanceTarget,
     KeypointPrediction,
     LabelSet,
+    PanopticPrediction,
+    PanopticTarget,
     Prediction,
     SemanticPrediction,
     SemanticTarget,
@@ -36,6 +40,7 @@ def draw_prediction(
 ) -> np.ndarray:
     """One picture of several heads: label maps below, then masks, boxes and keypoints, each object once.
 
+    A panoptic segmentation stands for label maps, boxes and masks, which are not drawn beside it; keypoints are.
     A class has the same colour in every head. A kind of prediction that is not the core's own paints itself first, by
     its ``draw``, and so is a target of another kind.
 
@@ -54,6 +59,7 @@ def draw_prediction(
     colors = class_colors(labels[head] for head in predictions)
     scale = paint.upscaling(image) if scale is None else scale
     regions, groups, canvas = [], [], image
+    panoptic: Map | None = None
     for head, item in predictions.items():
         if isinstance(item, SemanticPrediction | SemanticTarget) and _draws_as(item, SemanticPrediction):
             regions.append((enlarge_labels(item.labels.cpu().numpy(), scale), labels[head]))
@@ -61,15 +67,22 @@ def draw_prediction(
             groups.append(
                 to_drawn(item, labels[head], colors, min_score=min_score, min_keypoint_score=min_keypoint_score)
             )
+        elif isinstance(item, PanopticPrediction | PanopticTarget) and _draws_as(item, PanopticPrediction):
+            panoptic = panoptic or to_map(item, labels[head], colors, scale)
         elif isinstance(item, Prediction | Target):
             canvas = _draw_itself(canvas, item, labels[head])
 
     canvas = paint.enlarge(canvas, scale)
     objects = join(groups)
+    if panoptic is not None:
+        canvas = fill_segments(canvas, panoptic)
+        regions, objects = [], [replace(thing, mask=None) for thing in objects if thing.points is not None]
     for label_map, names in regions:
         canvas = fill_regions(canvas, label_map, names, colors, 0.4 if objects else 0.55)
     paint_objects(canvas, objects, scale)
     words = Words(canvas, paint.text_size(canvas))
+    if panoptic is not None:
+        name_segments(words, panoptic, leave_out={thing.name for thing in objects})
     for label_map, names in regions:
         name_regions(words, label_map, names, leave_out={thing.name for thing in objects})
     tag_objects(words, objects, scale)
@@ -78,7 +91,8 @@ def draw_prediction(
 
 def _by_core(item: Prediction | Target | None) -> bool:
     """Whether the core draws a prediction, rather than the prediction itself."""
-    return any(isinstance(item, kind) and type(item).draw is kind.draw for kind in (BoxPrediction, SemanticPrediction))
+    kinds = (BoxPrediction, SemanticPrediction, PanopticPrediction)
+    return any(isinstance(item, kind) and type(item).draw is kind.draw for kind in kinds)
 
 
 def _draws_as(item: Prediction | Target, kind: type[Prediction]) -> bool:
@@ -109,7 +123,8 @@ def comparison(
 ) -> np.ndarray:
     """Input, truth and prediction side by side, with a legend of the classes that are seen.
 
-    Heads whose predictions are not the core's own, and so paint themselves, have a row each below the others.
+    Panoptic heads have a row each below the others; so have heads whose predictions are not the core's own, and so
+    paint themselves.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -122,8 +137,9 @@ def comparison(
         (H', W', 3) uint8 RGB.
     """
     plain = paint.enlarge(image, paint.upscaling(image))
-    # What paints itself may cover every pixel, so that one picture of all heads would show the others alone.
-    apart = [head for head, item in predictions.items() if len(predictions) > 1 and not _by_core(item)]
+    # These may cover every pixel, so that one picture of all heads would show them alone.
+    covering = [h for h, item in predictions.items() if isinstance(item, PanopticPrediction) or not _by_core(item)]
+    apart = covering if len(predictions) > 1 else []
     together = [head for head in dict.fromkeys((*targets, *predictions)) if head not in apart]
     tiles, titles = [], []
     for heads in filter(None, (together, *([head] for head in apart))):
@@ -159,7 +175,7 @@ def _seen(
             values = np.unique(item.labels.cpu().numpy())
         elif isinstance(item, BoxPrediction):
             values = item.labels[item.scores >= min_score].unique().tolist()
-        elif isinstance(item, InstanceTarget):
+        elif isinstance(item, InstanceTarget | PanopticPrediction | PanopticTarget):
             values = item.labels.unique().tolist()
         else:
             continue

@@ -38,16 +38,20 @@ def draw_semantic(
 
 def enlarge_labels(label_map: np.ndarray, scale: int) -> np.ndarray:
     """A label map ``scale`` times as large, its borders smoothed."""
-    label_map = np.where((label_map < 0) | (label_map > IGNORE), IGNORE, label_map).astype(np.uint8)
+    return enlarge_map(np.where((label_map < 0) | (label_map > IGNORE), IGNORE, label_map).astype(np.uint8), scale)
+
+
+def enlarge_map(values: np.ndarray, scale: int) -> np.ndarray:
+    """A map (H, W) of integers ``scale`` times as large, its borders smoothed."""
     if scale == 1:
-        return label_map
+        return values
     best, out = 0.0, np.zeros(())
-    for value in np.unique(label_map):
-        share = cv2.resize((label_map == value) * np.float32(1), None, fx=scale, fy=scale)
+    for value in np.unique(values):
+        share = cv2.resize((values == value) * np.float32(1), None, fx=scale, fy=scale)
         share = cv2.GaussianBlur(share, (0, 0), 0.5 * scale)
         out = np.where(share > best, value, out)
         best = np.maximum(share, best)
-    return out.astype(np.uint8)
+    return out.astype(values.dtype)
 
 
 def fill_regions(
