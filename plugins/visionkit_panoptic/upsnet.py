@@ -149,7 +149,7 @@ class UPSNet(Head):
         The classifier is linear, so pooling its logits is pooling the features before it.
         """
         rois = [own[rows] for own, rows in zip(boxes, objects)]
-        said = roi_align(logits, rois, self.roi_size, 1 / stride, sampling_ratio=2)
+        said = roi_align(logits, rois, self.roi_size, 1 / stride, sampling_ratio=2, aligned=True)
         aims = []
         for target, own in zip(targets, rois):
             full = target.semantic().labels.long()

@@ -176,7 +176,7 @@ class MultiTaskModel(nn.Module):
                 if found or phase in head.phases():
                     losses[name] = _checked(name, head, phase, found)
             elif phase in head.phases():
-                losses[name] = self._zero_losses(head, phase, branches[name])
+                losses[name] = self._zero_losses(name, phase, branches[name])
         return losses, outputs
 
     def branches(self, features: Features) -> Branches:
@@ -212,13 +212,14 @@ class MultiTaskModel(nn.Module):
                 run[other] |= run[name]
         return {name: sorted(rows) for name, rows in run.items()}
 
-    @staticmethod
-    def _zero_losses(head: Head, phase: str, features: Features) -> dict[str, Tensor | Mean]:
-        # One element of each is enough to join the graph, and costs nothing.
-        parts = [p.flatten()[:1].sum() for p in head.parameters() if p.requires_grad]
+    def _zero_losses(self, name: str, phase: str, features: Features) -> dict[str, Tensor | Mean]:
+        # One element of each is enough to join the graph, and costs nothing. A head without parameters joins by those
+        # of the heads that it would have taught.
+        joined = [self.head(name), *(self.head(other) for other in self.reads[name].values())]
+        parts = [p.flatten()[:1].sum() for head in joined for p in head.parameters() if p.requires_grad]
         parts += [features[level][:1, :1, :1, :1].sum() for level in features]
         zero = torch.stack(parts).sum() * 0.0 if parts else torch.zeros(())
-        return dict.fromkeys(names_of_losses(head, phase), zero)
+        return dict.fromkeys(names_of_losses(self.head(name), phase), zero)
 
 
 def learns(head: Head | type[Head]) -> bool:

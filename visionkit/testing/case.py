@@ -207,12 +207,16 @@ def outputs(model: MultiTaskModel, batch: MixedBatch, features: Features | None 
 
 def losses(model: MultiTaskModel, batch: MixedBatch, name: str = NAME) -> dict[str, Tensor]:
     """Losses of a head, drawn with the same random numbers every time."""
+    if name not in model.learning:
+        raise NotApplicable("it has no losses: it only joins what others have learnt")
     with seeded():
         return model.losses(batch)[0][name]
 
 
 def total(named: Mapping[str, Tensor]) -> Tensor:
     """All losses of a head, added up."""
+    if not named:
+        raise NotApplicable("it has no losses: it only joins what others have learnt")
     return torch.stack([value.float() for value in named.values()]).sum()
 
 

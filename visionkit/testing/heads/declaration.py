@@ -34,8 +34,10 @@ def check_declares_what_it_is(case: HeadCase) -> None:
         if not _is_a(wanted, Output):
             raise Broken(f"port '{port}' needs {wanted!r}; it must be a class derived from Output")
     for what, names in {"loss_names": getattr(cls, "loss_names", None), **cls.phase_loss_names}.items():
-        if not isinstance(names, tuple) or not names or len(set(names)) < len(names):
-            raise Broken(f"{what} is {names!r}; it must be a tuple of different names, one or more")
+        if not isinstance(names, tuple) or len(set(names)) < len(names):
+            raise Broken(f"{what} is {names!r}; it must be a tuple of different names")
+        if not names and any(True for _ in head.parameters()):
+            raise Broken(f"{what} is (), so nothing trains its parameters; only a head without any may have no losses")
     if cls.labels_from is not None and cls.labels_from not in cls.needs:
         raise Broken(
             f"'labels_from' is '{cls.labels_from}', which is no port (ports: {', '.join(cls.needs) or 'none'})"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from visionkit.testing.case import NAME, HeadCase, losses, number, outputs, total
-from visionkit.testing.report import Broken, seeded
+from visionkit.testing.report import Broken
 from visionkit.types import Mean
 
 STEPS = 25
@@ -91,8 +91,7 @@ def check_two_heads_of_a_kind_are_independent(case: HeadCase) -> None:
     if shared := {id(p) for p in one.parameters()} & {id(p) for p in twin.parameters()}:
         raise Broken(f"two heads of the class share {len(shared)} parameters")
     batch = case.batch(names=("twin",))
-    with seeded():
-        total(model.losses(batch)[0]["twin"]).backward()
+    total(losses(model, batch, "twin")).backward()
     if bad := [name for name, p in one.named_parameters() if p.grad is not None and bool(p.grad.any())]:
         raise Broken(f"labels of one head train '{bad[0]}' of another head of its class")
 
