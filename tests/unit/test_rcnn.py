@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection import FasterRCNN, KeypointRCNN, MaskRCNN
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import box_iou
 
 from visionkit.errors import UserError
@@ -27,6 +28,7 @@ from visionkit_rcnn.roi_keypoint import RoIKeypoint, cells_of, peaks
 from visionkit_rcnn.roi_mask import RoIMask
 from visionkit_rcnn.torchvision_weights import KeypointRCNN as KeypointImporter
 from visionkit_rcnn.torchvision_weights import MaskRCNN as MaskImporter
+from visionkit_rcnn.torchvision_weights import MaskRCNNV2 as SecondImporter
 
 WIDTH, HIDDEN, CLASSES = 8, 16, 6
 SPEC = FeatureSpec({f"p{k}": Level(WIDTH, 2**k) for k in range(2, 7)})
@@ -63,11 +65,16 @@ class Shared(Backbone):
         return dict(zip(SPEC, self.pyramid(images).values()))
 
 
-def reference(kind: type, **options: Any) -> FasterRCNN:
-    """A small one of torchvision's models."""
+def reference(kind: type, *, second: bool = False, **options: Any) -> FasterRCNN:
+    """A small one of torchvision's models, in its first or second version."""
     classes = 2 if kind is KeypointRCNN else CLASSES + 1
+    norm = nn.BatchNorm2d if second else None
+    box_head = TwoMLPHead(WIDTH * 49, HIDDEN)
+    if second:
+        options["rpn_head"] = RPNHead(WIDTH, 3, conv_depth=2)
+        box_head = FastRCNNConvFCHead((WIDTH, 7, 7), [HIDDEN] * 4, [HIDDEN], norm_layer=norm)
     if kind is MaskRCNN:
-        options["mask_head"] = MaskRCNNHeads(WIDTH, (HIDDEN, HIDDEN), 1)
+        options["mask_head"] = MaskRCNNHeads(WIDTH, (HIDDEN, HIDDEN), 1, norm_layer=norm)
         options["mask_predictor"] = MaskRCNNPredictor(HIDDEN, HIDDEN, classes)
         # They fix the number of channels between the two at 256 unless both are given.
     if kind is KeypointRCNN:
@@ -77,7 +84,7 @@ def reference(kind: type, **options: Any) -> FasterRCNN:
         Pyramid(),
         min_size=96,
         max_size=200,
-        box_head=TwoMLPHead(WIDTH * 49, HIDDEN),
+        box_head=box_head,
         box_predictor=FastRCNNPredictor(HIDDEN, classes),
         **options,
     ).eval()
@@ -107,13 +114,18 @@ def ours(theirs: FasterRCNN, **options: Any) -> MultiTaskModel:
     """Our model on their backbone, with their weights."""
     heads: dict[str, nn.Module] = {}
     importer: Any = MaskImporter
+    second: dict[str, Any] = {}
+    options.setdefault("fcs", (HIDDEN, HIDDEN))
+    if len(theirs.rpn.head.conv) == 2:
+        importer, second = SecondImporter, {"norm": "batch"}
+        options |= {"rpn_convs": 2, "convs": (HIDDEN,) * 4, "fcs": (HIDDEN,), **second}
     if isinstance(theirs, KeypointRCNN):
         importer = KeypointImporter
         heads["keypoints"] = RoIKeypoint(SPEC, PERSON, convs=(HIDDEN, HIDDEN))
     elif isinstance(theirs, MaskRCNN):
-        heads["masks"] = RoIMask(SPEC, LABELS, convs=(HIDDEN, HIDDEN), hidden=HIDDEN)
+        heads["masks"] = RoIMask(SPEC, LABELS, convs=(HIDDEN, HIDDEN), hidden=HIDDEN, **second)
     labels = PERSON if isinstance(theirs, KeypointRCNN) else LABELS
-    heads["boxes"] = RCNN(SPEC, labels, fcs=(HIDDEN, HIDDEN), **options)
+    heads["boxes"] = RCNN(SPEC, labels, **options)
     model = MultiTaskModel(Shared(theirs.backbone), None, heads)  # type: ignore[arg-type]
     state = {k: v for k, v in theirs.state_dict().items() if not k.startswith("backbone")}
     state = rename(state, importer.names)
@@ -201,10 +213,10 @@ def mask_agreement(rles: Sequence[dict[str, Any]], masks: Tensor) -> Tensor:
     return torch.stack(same)
 
 
-@pytest.mark.parametrize("kind", [MaskRCNN, KeypointRCNN])
-def test_same_losses_as_torchvision(kind: type) -> None:
+@pytest.mark.parametrize(("kind", "second"), [(MaskRCNN, False), (KeypointRCNN, False), (MaskRCNN, True)])
+def test_same_losses_as_torchvision(kind: type, second: bool) -> None:
     torch.manual_seed(1)
-    theirs = reference(kind, rpn_batch_size_per_image=BIG, box_batch_size_per_image=BIG)
+    theirs = reference(kind, second=second, rpn_batch_size_per_image=BIG, box_batch_size_per_image=BIG)
     images = images_of((96, 128), (96, 128))
     make_lively(theirs, images)
     labels = [0, 0, 0] if kind is KeypointRCNN else [0, 3, 5]
@@ -212,7 +224,7 @@ def test_same_losses_as_torchvision(kind: type) -> None:
         instances([[4, 8, 60, 70], [50, 20, 122, 90], [10, 10, 40, 40]], labels),
         instances([[30, 30, 90, 80]], labels[1:2]),
     ]
-    model = ours(theirs, rpn_samples=BIG, samples=BIG)
+    model = ours(theirs, rpn_samples=BIG, samples=BIG).train()
     name = "keypoints" if kind is KeypointRCNN else "masks"
     batch = batch_for(theirs, images, {"boxes": targets, name: targets})
     losses, _ = model.losses(batch)
