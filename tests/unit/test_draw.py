@@ -344,7 +344,7 @@ def test_a_head_that_paints_itself_has_a_row_of_its_own() -> None:
     sets = {"m": LABELS, "flood": LABELS}
     alone = comparison(gray(), {"m": target()}, {"m": mask_prediction()}, sets)
     both = comparison(gray(), {"m": target(), "flood": None}, {"m": mask_prediction(), "flood": Flood()}, sets)
-    height = next(y for y in range(len(alone)) if changed(alone, both[: len(alone)])[y].any())
+    height = int(changed(alone, both[: len(alone)]).any(1).argmax())
     assert height > 2 * 120  # the first row is what it was
     assert (both[height:] == 7).all(2).sum() >= 120 * 160
 
