@@ -47,6 +47,7 @@ class TimmBackbone(Backbone):
         frozen_bn: make all batch norms fixed affine maps, which are neither trained nor counted.
         stride_in_1x1: let the bottlenecks of a ResNet stride in their first convolution, as in the paper (He et al.,
             CVPR 2016) and in the weights of Caffe and detectron2; timm and torchvision stride in the second.
+        mean, std: what pixels (0 ... 1, RGB) are normalised with, where weights want other numbers than timm's.
         options: further arguments of ``timm.create_model`` (``drop_path_rate`` ...).
 
     Raises:
@@ -64,6 +65,8 @@ class TimmBackbone(Backbone):
         frozen_stages: int = 0,
         frozen_bn: bool = False,
         stride_in_1x1: bool = False,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -94,6 +97,7 @@ class TimmBackbone(Backbone):
         config: Any = timm.get_pretrained_cfg(model)
         if config is not None:
             self.mean, self.std = tuple(config.mean), tuple(config.std)
+        self.mean, self.std = mean or self.mean, std or self.std
 
         if isinstance(pretrained, str) and not built_for_its_spec_only:
             load_weights(self.body, Path(pretrained), model)

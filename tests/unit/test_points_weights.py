@@ -1,0 +1,155 @@
+"""Weights of CenterNet, CornerNet and their kin: imported, they say what the authors' own models say."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.formula_weights import formula_weights
+from visionkit.config import parse_pipeline
+from visionkit.model import MultiTaskModel
+from visionkit.model.build import build_model
+from visionkit.model.importing import Importer
+from visionkit.model.run import load_state
+from visionkit.plugins import PluginManager
+from visionkit.types import ImageInfo, MixedBatch
+from visionkit_points import centernet_weights
+from visionkit_points.centernet import decode_centres
+
+DATA = Path(__file__).parents[1] / "data"
+IMPORTERS: dict[str, type[Importer]] = {
+    "centernet_resnet18": centernet_weights.CenterNetResNet18,
+    "centernet_resdcn18": centernet_weights.CenterNetResDCN18,
+    "centernet_dla34": centernet_weights.CenterNetDLA34,
+}
+
+
+def blocks_image(height: int, width: int) -> Tensor:
+    """The picture (3, height, width) of blocks that the models were shown, as red, green, blue."""
+    random = np.random.Generator(np.random.PCG64(zlib.crc32(b"image")))
+    coarse = random.integers(0, 256, (-(-height // 8), -(-width // 8), 3), dtype=np.int64)
+    bgr = coarse.repeat(8, 0).repeat(8, 1)[:height, :width].astype(np.uint8)
+    return torch.from_numpy(bgr[..., ::-1].copy()).permute(2, 0, 1)
+
+
+def arrays_of(name: str) -> dict[str, Tensor]:
+    with np.load(DATA / name / "io.npz") as arrays:
+        return {key: torch.from_numpy(arrays[key]).float() for key in arrays.files}
+
+
+def model_of(importer: type[Importer]) -> MultiTaskModel:
+    return build_model(parse_pipeline(importer.pipeline, "imported"), PluginManager(), importer.labels)
+
+
+def imported(name: str) -> MultiTaskModel:
+    """The model of a fixture, with its weights."""
+    model = model_of(IMPORTERS[name])
+    load_state(model, IMPORTERS[name]().convert(formula_weights(DATA / name / "keys.json")), name)
+    return model.eval()
+
+
+def record(model: nn.Module, wanted: Mapping[str, str]) -> dict[str, Tensor]:
+    """Where the outputs of modules will be found once it has run; of several, the last one."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(key: str) -> Any:
+        return lambda module, args, out: seen.__setitem__(key, out if isinstance(out, Tensor) else out[-1])
+
+    for key, path in wanted.items():
+        model.get_submodule(path).register_forward_hook(keep(key))
+    return seen
+
+
+@torch.no_grad()
+def say(model: MultiTaskModel, side: int) -> tuple[dict[str, Tensor], Any]:
+    """Features and output of the only head for the picture."""
+    (head,) = model.order
+    batch = MixedBatch(blocks_image(side, side)[None], (ImageInfo(0, "", (side, side), (side, side)),), {})
+    batch = batch.normalised(model.mean, model.std, channels_last=False)
+    features = model.features(batch.images)
+    return dict(features), model.run_heads(model.branches(features), batch, {head: [0]})[head]
+
+
+def near(own: Tensor, want: Tensor) -> None:
+    """Within a thousandth of the scale; what is kept in float16 has half of that error by itself."""
+    scale = float(want.abs().max())
+    torch.testing.assert_close(own, want, atol=1e-3 * scale, rtol=1e-3)
+
+
+def near_all(
+    seen: Mapping[str, Tensor], expected: Mapping[str, Tensor], thinned: Mapping[str, tuple[int, int]]
+) -> None:
+    """Maps of one image, each thinned out by channel, and by row and column."""
+    for name, (channels, cells) in thinned.items():
+        near(seen[name][0, ::channels, ::cells, ::cells], expected[name])
+
+
+def near_rows(rows: Tensor, expected: Tensor) -> None:
+    """Detections, but for those that change places or drop out where scores are nearly equal."""
+    distance = (rows[:, None] - expected).abs().amax(2)
+    assert (distance.amin(0) < 0.02).float().mean() >= 0.97
+
+
+CENTERNET = {"head_hm": (40, 1), "head_wh": (1, 2), "head_reg": (1, 2)}
+
+
+def check_centernet(output: Any, expected: dict[str, Tensor]) -> None:
+    maps = output.stacks[0]
+    seen = {"head_hm": maps["heat"], "head_wh": maps["size"], "head_reg": maps["offset"]}
+    near_all(seen, expected, CENTERNET)
+    boxes, scores, labels = decode_centres(maps, 100)
+    near_rows(torch.cat((boxes, scores[..., None], labels[..., None]), 2)[0], expected["dets"])
+
+
+@pytest.mark.parametrize("name", ["centernet_resnet18", "centernet_resdcn18"])
+def test_centernet_on_resnet_18_is_that_of_the_authors(name: str) -> None:
+    model, expected = imported(name), arrays_of(name)
+    seen = record(model, {f"layer{i}": f"backbone.body.layer{i}" for i in range(1, 5)})
+    features, output = say(model, 256)
+    thinned = {"layer1": (32, 4), "layer2": (32, 2), "layer3": (64, 1), "layer4": (64, 1), "deconv": (32, 2)}
+    near_all({**seen, "deconv": features["p2"]}, expected, {k: v for k, v in thinned.items() if k in expected})
+    check_centernet(output, expected)
+
+
+def test_centernet_on_dla_34_is_that_of_the_authors() -> None:
+    model, expected = imported("centernet_dla34"), arrays_of("centernet_dla34")
+    stages = {f"dla_up{i}": f"neck.stages.{2 - i}" for i in range(3)}
+    seen = record(model, {**{f"base{i}": f"backbone.body.level{i}" for i in range(2, 6)}, **stages})
+    _, output = say(model, 256)
+    near_all(seen, expected, {"base2": (16, 4), "base3": (32, 2), "base4": (64, 1), "base5": (128, 1)})
+    near_all(seen, expected, {"dla_up0": (16, 2), "dla_up1": (32, 1), "dla_up2": (64, 1)})
+    near(seen["base5"][0, ::128], expected["dla_up3"])
+    check_centernet(output, expected)
+
+
+UNUSED_IN_DLA = (64 * 128 + 2 * 128) + (128 * 256 + 2 * 256)
+"""Two projections that the authors' DLA has and never uses; timm leaves them out."""
+
+
+@pytest.mark.parametrize(
+    ("importer", "count"),
+    [
+        (centernet_weights.CenterNetResNet18, 15_820_372),
+        (centernet_weights.CenterNetResNet101, 53_435_476),
+        (centernet_weights.CenterNetResDCN18, 14_437_349),
+        (centernet_weights.CenterNetDLA34, 19_675_892 - UNUSED_IN_DLA),
+    ],
+)
+def test_parameter_counts(importer: type[Importer], count: int) -> None:
+    with torch.device("meta"):
+        model = model_of(importer)
+    assert sum(p.numel() for p in model.parameters()) == count
+
+
+def test_names_that_parallel_training_left_behind_are_understood() -> None:
+    state = formula_weights(DATA / "centernet_resnet18" / "keys.json")
+    plain = centernet_weights.CenterNetResNet18().convert(state)
+    parallel = centernet_weights.CenterNetResNet18().convert({f"module.{k}": v for k, v in state.items()})
+    assert plain.keys() == parallel.keys()
