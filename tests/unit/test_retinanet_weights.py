@@ -16,8 +16,9 @@ from torchvision.ops import box_iou
 
 from tests.formula_weights import formula_image, formula_weights
 from visionkit.cli.import_weights import command
-from visionkit.config import parse_pipeline
+from visionkit.config import load_pipeline, parse_pipeline
 from visionkit.data.base import Sample
+from visionkit.data.coco_classes import COCO_OBJECTS
 from visionkit.data.loader import collate
 from visionkit.data.transforms import Normalize, Resize
 from visionkit.model.build import build_model
@@ -156,6 +157,12 @@ def test_parameter_counts(importer: type[Importer], options: dict[str, str], who
         model = build_model(parse_pipeline(text, "counts"), PluginManager(), importer.labels)
     assert sum(p.numel() for p in model.parameters()) == whole
     assert sum(p.numel() for p in model.heads.parameters()) == head
+
+
+def test_the_shipped_pipeline_has_detectron2s_size() -> None:
+    with torch.device("meta"):
+        model = build_model(load_pipeline("retinanet_r50_fpn_coco"), PluginManager(), {"boxes": COCO_OBJECTS})
+    assert sum(p.numel() for p in model.parameters()) == 37_915_572
 
 
 def test_torchvision_counts_the_same() -> None:
