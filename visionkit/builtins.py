@@ -10,6 +10,11 @@ def visionkit_components() -> list[Component]:
     return [
         Component("source", "coco", "visionkit.data.coco:CocoSource", "COCO json: boxes, masks, keypoints, panoptic"),
         Component("source", "folder", "visionkit.data.folder:FolderSource", "a folder of images and one of label maps"),
+        Component(
+            "source", "pairs", "visionkit.data.pairs:PairsSource", "images and the pictures they are turned into"
+        ),
+        Component("source", "unpaired", "visionkit.data.pairs:UnpairedSource", "images of two domains, in no order"),
+        Component("source", "painted", "visionkit.data.pairs:PaintedSource", "label maps of any source as pictures"),
         Component("source", "shapes", "visionkit.data.shapes:ShapesSource", "drawn scenes with every kind of label"),
         Component("transform", "normalize", "visionkit.data.transforms:Normalize", "normalise before resizing"),
         Component("transform", "resize", "visionkit.data.transforms:Resize", "resize by short and long side"),
@@ -25,6 +30,9 @@ def visionkit_components() -> list[Component]:
             "evaluator", "semantic", "visionkit.evaluate.semantic:SemanticEvaluator", "mIoU, IoU a class, accuracy"
         ),
         Component("evaluator", "pq", "visionkit.evaluate.panoptic:PanopticEvaluator", "panoptic quality: PQ, SQ, RQ"),
+        Component(
+            "evaluator", "pictures", "visionkit.evaluate.pictures:PicturesEvaluator", "L1, PSNR, SSIM; FID, KID, LPIPS"
+        ),
         Component("balancer", "fixed", "visionkit.train.balance:Fixed", "a weight for each head's losses"),
         Component("balancer", "uncertainty", "visionkit.train.weighting:Uncertainty", "learnt uncertainty"),
         Component("balancer", "imtl_l", "visionkit.train.weighting:ImpartialLosses", "learnt scales (IMTL-L)"),

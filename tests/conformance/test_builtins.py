@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from visionkit.data.pairs import PaintedSource
 from visionkit.data.shapes import ShapesSource
 from visionkit.plugins import PluginManager
 from visionkit.testing import CHECKS, KITS, name_of
@@ -28,6 +29,8 @@ ARGUMENTS: dict[tuple[str, str], dict[str, Any]] = {
     ("backbone", "timm"): {"model": "resnet10t", "options": {"channels": [16, 24, 32, 48]}},
     ("source", "coco"): {"images": "{}/images", "annotations": "{}/instances.json", "panoptic": "{}/panoptic.json"},
     ("source", "folder"): {"images": "{}/images", "masks": "{}/semantic", "classes": [f"class {i}" for i in range(9)]},
+    ("source", "pairs"): {"images": "{}/images", "pictures": "{}/images"},
+    ("source", "unpaired"): {"images": "{}/images", "pictures": "{}/images"},
     ("source", "shapes"): {"root": "{}", "size": 96},
     ("transform", "resize"): {"size": [64, 80]},
     ("transform", "scale_jitter_crop"): {"size": 64, "scale": [0.5, 1.5]},
@@ -35,6 +38,7 @@ ARGUMENTS: dict[tuple[str, str], dict[str, Any]] = {
     ("transform", "hflip"): {"probability": 0.5},
 }
 PORTS = ("semantic_fpn", "rcnn", "roi_mask")  # the heads that the ports of others are fed by
+OF_PICTURES = ("pictures", "pix2pix", "cyclegan")
 FAMILIES = 4  # parts that the checks of a head are tried in, for tests that run side by side
 
 CASES = [
@@ -56,6 +60,8 @@ def test_it_keeps_the_contract(
     kind: str, name: str, part: int, plugins: PluginManager, source: ShapesSource, shapes: Path
 ) -> None:
     extra: dict[str, Any] = {"source": source, "plugins": plugins} if kind in ("head", "evaluator") else {}
+    if extra and name in OF_PICTURES:
+        extra["source"] = PaintedSource(source={"name": "shapes", "size": 96, "root": str(shapes)})
     if kind == "head":
         extra["others"] = {other: ARGUMENTS["head", other] for other in PORTS}
         extra["only"] = [name_of(check) for check in CHECKS[kind]][part::FAMILIES]

@@ -16,6 +16,7 @@ _WHERE = {
     "CocoMasks": "visionkit.evaluate.coco",
     "CocoKeypoints": "visionkit.evaluate.coco",
     "PanopticEvaluator": "visionkit.evaluate.panoptic",
+    "PicturesEvaluator": "visionkit.evaluate.pictures",
     "SemanticEvaluator": "visionkit.evaluate.semantic",
     "evaluate_panoptic": "visionkit.evaluate.panoptic_files",
     "evaluate_model": "visionkit.evaluate.runner",
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from visionkit.evaluate.coco_metrics import evaluate_coco as evaluate_coco
     from visionkit.evaluate.panoptic import PanopticEvaluator as PanopticEvaluator
     from visionkit.evaluate.panoptic_files import evaluate_panoptic as evaluate_panoptic
+    from visionkit.evaluate.pictures import PicturesEvaluator as PicturesEvaluator
     from visionkit.evaluate.runner import evaluate_model as evaluate_model
     from visionkit.evaluate.semantic import SemanticEvaluator as SemanticEvaluator
 
@@ -38,6 +40,7 @@ __all__ = [
     "CocoMasks",
     "Evaluator",
     "PanopticEvaluator",
+    "PicturesEvaluator",
     "SemanticEvaluator",
     "evaluate_coco",
     "evaluate_model",
