@@ -58,6 +58,7 @@ COMMANDS = (
     "new-plugin",
     "schema",
     "coco-eval",
+    "panoptic-convert",
     "import-weights",
 )
 
