@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -52,38 +53,55 @@ def to_original(masks: Tensor, boxes: Tensor, cell: tuple[float, float], info: I
         cell: height and width of a mask's cell in input pixels.
         info: of the image.
     """
+    a, b, tx, c, d, ty = info.affine
     height, width = info.original_size
+    values = masks.detach().float().cpu().numpy()
+    rows, columns = _axis(height, d, ty, cell[0], values.shape[1]), _axis(width, a, tx, cell[1], values.shape[2])
     rim = boxes.new_tensor((-2 * cell[1], -2 * cell[0], 2 * cell[1], 2 * cell[0]))
-    windows = info.boxes_to_original(boxes + rim).tolist()
     crops, corners = [], []
-    for mask, (left, top, right, bottom) in zip(masks.detach().float().cpu(), windows):
-        x, y = (math.floor(left), math.ceil(right)), (math.floor(top), math.ceil(bottom))
-        crops.append(_crop(mask, x, y, cell, info) if x[0] < x[1] and y[0] < y[1] else np.zeros((0, 0), bool))
-        corners.append((x[0], y[0]) if crops[-1].size else (0, 0))
+    for mask, (left, top, right, bottom) in zip(values, info.boxes_to_original(boxes + rim).tolist()):
+        x, y = slice(math.floor(left), math.ceil(right)), slice(math.floor(top), math.ceil(bottom))
+        if not (x.start < x.stop and y.start < y.stop):
+            crops.append(np.zeros((0, 0), bool))
+            corners.append((0, 0))
+            continue
+        if b == c == 0:
+            part = _between(_between(mask, rows, y).T, columns, x).T
+        else:
+            part = _turned(mask, x, y, cell, info)
+        crops.append(part > 0.5)
+        corners.append((x.start, y.start))
     return encode_crops(crops, corners, height, width)
 
 
-def _crop(
-    mask: Tensor, x: tuple[int, int], y: tuple[int, int], cell: tuple[float, float], info: ImageInfo
-) -> np.ndarray:
-    """The mask (h, w) over the original pixels x[0] ... x[1] - 1 and y[0] ... y[1] - 1, as bool."""
+@dataclass(frozen=True)
+class _Axis:
+    """For every original row (or column): the cells on either side of its centre, and the share of the second."""
+
+    low: np.ndarray
+    high: np.ndarray
+    share: np.ndarray
+
+
+def _axis(length: int, scale: float, shift: float, cell: float, cells: int) -> _Axis:
+    """Original places p lie at ``(scale p + shift) / cell``, where cell i has its centre at i + 0.5."""
+    places = (((np.arange(length) + 0.5) * scale + shift) / cell - 0.5).clip(0, cells - 1)
+    low = places.astype(np.int64)
+    return _Axis(low, np.minimum(low + 1, cells - 1), (places - low).astype(np.float32)[:, None])
+
+
+def _between(values: np.ndarray, axis: _Axis, part: slice) -> np.ndarray:
+    """``values`` (cells, k) interpolated at one part of an axis: (length of the part, k)."""
+    low = values[axis.low[part]]
+    return low + (values[axis.high[part]] - low) * axis.share[part]
+
+
+def _turned(mask: np.ndarray, x: slice, y: slice, cell: tuple[float, float], info: ImageInfo) -> np.ndarray:
+    """A part of the original image where it was turned or sheared on its way into the batch."""
     a, b, tx, c, d, ty = info.affine
-    columns, rows = torch.arange(*x) + 0.5, torch.arange(*y) + 0.5
-    if b == c == 0:
-        part = _lerp(mask, (rows * d + ty) / cell[0])
-        part = _lerp(part.T, (columns * a + tx) / cell[1]).T
-    else:  # turned or sheared
-        rows = rows[:, None]
-        u = (columns * a + rows * b + tx) / (cell[1] * mask.shape[1])
-        v = (columns * c + rows * d + ty) / (cell[0] * mask.shape[0])
-        places = torch.stack((u, v), -1)[None] * 2 - 1
-        part = F.grid_sample(mask[None, None], places, padding_mode="border", align_corners=False)[0, 0]
-    return (part > 0.5).numpy()
-
-
-def _lerp(values: Tensor, places: Tensor) -> Tensor:
-    """``values`` (n, ...) between their rows, at ``places`` (m,), where row i has its centre at i + 0.5: (m, ...)."""
-    places = (places - 0.5).clamp(0, len(values) - 1)
-    low = places.long()
-    high = (low + 1).clamp(max=len(values) - 1)
-    return torch.lerp(values[low], values[high], (places - low)[:, None])
+    columns, rows = torch.arange(x.start, x.stop) + 0.5, torch.arange(y.start, y.stop)[:, None] + 0.5
+    u = (columns * a + rows * b + tx) / (cell[1] * mask.shape[1])
+    v = (columns * c + rows * d + ty) / (cell[0] * mask.shape[0])
+    places = torch.stack((u, v), -1)[None] * 2 - 1
+    values = torch.from_numpy(mask)[None, None]
+    return F.grid_sample(values, places, padding_mode="border", align_corners=False)[0, 0].numpy()

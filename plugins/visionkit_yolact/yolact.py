@@ -123,7 +123,7 @@ class YOLACT(Head):
     makes = MaskPrediction
     output = YOLACTOutput
     loss_names = ("class", "box", "mask", "semantic")
-    evaluators = ("coco_bbox", "coco_segm")
+    evaluators = ("coco_segm",)
     exportable = True
 
     def __init__(

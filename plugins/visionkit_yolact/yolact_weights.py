@@ -43,8 +43,8 @@ NAMES = {
 class YOLACTResNet101(Importer):
     """``yolact_base``: masks of COCO's 80 classes.
 
-    Equal to the published code on images of just 550 x 550 pixels. Loaders pad those to 576, which shifts the grids of the
-    pyramid against each other by a part of a cell.
+    Equal to the published code on images of just 550 x 550 pixels. Loaders pad those to 576, which shifts the grids of
+    the pyramid against each other by a part of a cell.
     """
 
     pipeline = PIPELINE.format(model="resnet101")
