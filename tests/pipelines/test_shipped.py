@@ -12,7 +12,6 @@ import yaml
 from visionkit.config import check_arguments, load_pipeline
 from visionkit.config.load import shipped_pipelines
 from visionkit.model.build import build_model, placeholder_labels
-from visionkit.model.run import without_pretrained
 from visionkit.plugins import PluginManager
 from visionkit.train.validate import validate
 
