@@ -9,6 +9,30 @@ def visionkit_components() -> list[Component]:
         Component(
             "backbone", "timm", "visionkit_backbones.timm_backbone:TimmBackbone", "any timm feature backbone, by name"
         ),
+        Component(
+            "backbone",
+            "aligned_xception",
+            "visionkit_backbones.xception:AlignedXception",
+            "Xception-65 with strides instead of pooling, as DeepLabv3+ has it",
+        ),
+        Component(
+            "backbone",
+            "dilated_resnet",
+            "visionkit_backbones.dilated_resnet:DilatedResNet",
+            "a ResNet of timm with dilated stages and a multi-grid, as the DeepLabs and PSPNet have it",
+        ),
+        Component(
+            "backbone",
+            "hourglass",
+            "visionkit_backbones.hourglass:StackedHourglass",
+            "stacked hourglass (Newell, ECCV 2016), 1 to 8 stacks",
+        ),
+        Component(
+            "backbone",
+            "corner_hourglass",
+            "visionkit_backbones.hourglass:CornerHourglass",
+            "CornerNet's hourglass (Law, ECCV 2018): Hourglass-104, -52 and smaller ones",
+        ),
         Component("neck", "fpn", "visionkit_backbones.fpn:FPN", "feature pyramid network (Lin, CVPR 2017), P2 to P7"),
         Component("neck", "deconv", "visionkit_backbones.deconv:DeconvNeck", "deconvolutions from C5 to P2 (Xiao, 2018)"),
         Component("neck", "dla_up", "visionkit_backbones.dla_up:DLAUp", "deep aggregation to P2 (CenterNet on DLA)"),

@@ -12,4 +12,43 @@ def visionkit_components() -> list[Component]:
             "visionkit_semantic.semantic_fpn:SemanticFPN",
             "a class for every pixel: semantic branch of Panoptic FPN (Kirillov, CVPR 2019)",
         ),
+        Component(
+            "head",
+            "deeplab_v3",
+            "visionkit_semantic.deeplab_v3:DeepLabV3",
+            "a class for every pixel: DeepLabv3 (Chen, 2017), dilations and the whole map side by side",
+        ),
+        Component(
+            "head",
+            "deeplab_v3plus",
+            "visionkit_semantic.deeplab_v3plus:DeepLabV3Plus",
+            "a class for every pixel: DeepLabv3+ (Chen, ECCV 2018), with a decoder on a fine level",
+        ),
+        Component(
+            "head",
+            "pspnet",
+            "visionkit_semantic.pspnet:PSPNet",
+            "a class for every pixel: PSPNet (Zhao, CVPR 2017), a pyramid of averages",
+        ),
+        Component(
+            "head",
+            "deeplab_v2",
+            "visionkit_semantic.deeplab_v2:DeepLabV2",
+            "a class for every pixel: DeepLabv2 (Chen, TPAMI 2018), scores of several dilations added up",
+        ),
+        *importers(),
     ]
+
+
+def importers() -> list[Component]:
+    """Weights that were trained elsewhere."""
+    kazuto, jf = "visionkit_semantic.deeplab_pytorch_weights", "visionkit_semantic.deeplab_xception_weights"
+    models = {
+        "deeplab_pytorch/deeplabv2_resnet101": (f"{kazuto}:DeepLabV2", "DeepLabv2 of kazuto1011"),
+        "deeplab_pytorch/deeplabv3_resnet101": (f"{kazuto}:DeepLabV3", "DeepLabv3 of kazuto1011"),
+        "deeplab_pytorch/deeplabv3plus_resnet101": (f"{kazuto}:DeepLabV3Plus", "DeepLabv3+ of kazuto1011"),
+        "deeplab_xception/deeplabv3plus_resnet101": (f"{jf}:ResNet101", "DeepLabv3+ of jfzhang95"),
+        "deeplab_xception/deeplabv3plus_xception65": (f"{jf}:Xception65", "DeepLabv3+ on Xception of jfzhang95"),
+        "semseg/pspnet50": ("visionkit_semantic.semseg_weights:PSPNet50", "PSPNet-50 of hszhao/semseg"),
+    }
+    return [Component("importer", name, path, summary) for name, (path, summary) in models.items()]

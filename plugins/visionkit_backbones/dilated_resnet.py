@@ -1,0 +1,88 @@
+"""ResNets as semantic segmentation dilates them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, Literal
+
+from timm.models import is_model_in_modules
+from torch import Tensor
+
+from visionkit.errors import UserError
+from visionkit.model import Backbone
+from visionkit_backbones.timm_backbone import TimmBackbone
+
+
+class DilatedResNet(Backbone):
+    """A ResNet of timm whose deep stages are dilated in every block, with a multi-grid in the last one.
+
+    ``timm`` with an output stride keeps the dilation of the stage before in the first block of a stage, as torchvision
+    does. The DeepLabs and PSPNet dilate that one too, and DeepLabv3 dilates the blocks of the last stage each in its
+    own way (Chen et al., arXiv:1706.05587, section 3.2.1).
+
+    Args:
+        model: timm's name of a ResNet.
+        levels: names of the levels that are read; ``None``: all.
+        output_stride: 8, 16 or 32; deeper stages are dilated instead of striding.
+        multi_grid: what the dilation of each block of the last stage is multiplied by; DeepLabv3 has 1, 2, 4.
+        pretrained, frozen_stages, frozen_bn, stride_in_1x1, options: as for ``timm``. ``options: {stem_width: 64,
+            stem_type: deep}`` is the stem of PSPNet.
+        pixels: ``imagenet`` for the mean and spread of ImageNet, ``caffe`` for values 0 ... 255 less Caffe's mean.
+
+    Raises:
+        UserError: no ResNet, an output stride that is none of these, a multi-grid of another length than the stage.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str = "resnet101",
+        levels: Collection[str] | None = None,
+        output_stride: int = 16,
+        multi_grid: Sequence[int] | None = None,
+        pretrained: bool | str = False,
+        frozen_stages: int = 0,
+        frozen_bn: bool = False,
+        stride_in_1x1: bool = False,
+        options: dict[str, Any] | None = None,
+        pixels: Literal["imagenet", "caffe"] = "imagenet",
+    ) -> None:
+        super().__init__()
+        if output_stride not in (8, 16, 32):
+            raise UserError(f"output_stride: {output_stride} is none of 8, 16, 32")
+        self.resnet = TimmBackbone(
+            model=model,
+            levels=levels,
+            output_stride=output_stride,
+            pretrained=pretrained,
+            frozen_stages=frozen_stages,
+            frozen_bn=frozen_bn,
+            stride_in_1x1=stride_in_1x1,
+            options=options,
+        )
+        self.spec, self.mean, self.std = self.resnet.spec, self.resnet.mean, self.resnet.std
+        if pixels == "caffe":
+            self.mean = (122.675 / 255, 116.669 / 255, 104.008 / 255)
+            self.std = (1 / 255, 1 / 255, 1 / 255)
+        if not is_model_in_modules(model.split(".")[0], ["resnet"]):
+            raise UserError(f"model: {model} is no ResNet")
+        for stage, stride in (("layer3", 16), ("layer4", 32)):
+            if blocks := getattr(self.resnet.body, stage, None):
+                grid = multi_grid if stage == "layer4" and multi_grid else [1] * len(blocks)
+                _dilate(list(blocks), [max(1, stride // output_stride) * g for g in grid], model)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Levels that are read, each (B, channels, H / stride, W / stride), rounded up."""
+        return self.resnet(images)  # type: ignore[no-any-return]
+
+
+def _dilate(blocks: list[Any], dilations: Sequence[int], model: str) -> None:
+    """Set the dilation of the 3x3 convolutions of every block."""
+    if len(blocks) != len(dilations):
+        raise UserError(
+            f"multi_grid: {len(dilations)} factors for the {len(blocks)} blocks of the last stage of {model}"
+        )
+    for block, dilation in zip(blocks, dilations):
+        for conv in (block.conv1, block.conv2):
+            if conv.kernel_size == (3, 3):
+                conv.dilation = conv.padding = (dilation, dilation)

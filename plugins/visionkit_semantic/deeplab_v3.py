@@ -1,0 +1,94 @@
+"""DeepLabv3 (Chen et al., arXiv:1706.05587): dilated features, and a pyramid of dilations on top of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from visionkit.layers.aspp import ASPP, rates_at
+from visionkit.layers.conv import ConvNormAct
+from visionkit.layers.norm import NormName
+from visionkit.layers.segmentation_losses import LossName, LossOptions
+from visionkit.layers.semantic import semantic_predictions
+from visionkit.layers.upsampling import Alignment
+from visionkit.model import Head
+from visionkit.types import Batch, Features, FeatureSpec, LabelSet, Mean, SemanticPrediction, SemanticTarget
+from visionkit_semantic.parts import DeepSemanticOutput, ScoreBranch, Scores, initialise, level_of
+
+
+class DeepLabV3(Head):
+    """Atrous spatial pyramid pooling on one level, and a 1x1 convolution to scores.
+
+    Args:
+        spec: of the shared features.
+        labels: one class a region, background included.
+        level: what it reads; the paper's has stride 16 or 8.
+        channels: of every branch and of their projection.
+        rates: dilations at stride 16; they are twice as large at stride 8.
+        hidden: whether a 3x3 convolution follows the projection; torchvision's models have it, the paper has not.
+        norm: after every convolution.
+        dropout: after the projection.
+        auxiliary: a level whose scores are learnt beside; ``None`` for none.
+        auxiliary_weight: of their loss.
+        loss: the name of a loss, or a mapping with its settings.
+        align: how scores lie on the input.
+    """
+
+    task = "semantic"
+    makes = SemanticPrediction
+    output = DeepSemanticOutput
+    loss_names = ("segmentation",)
+    evaluators = ("semantic",)
+    exportable = True
+
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        labels: LabelSet,
+        *,
+        level: str = "c5",
+        channels: int = 256,
+        rates: Sequence[int] = (6, 12, 18),
+        hidden: bool = False,
+        norm: NormName = "batch",
+        dropout: float = 0.5,
+        auxiliary: str | None = None,
+        auxiliary_weight: float = 0.4,
+        loss: LossName | LossOptions = "cross_entropy",
+        align: Alignment = "cells",
+    ) -> None:
+        super().__init__(spec, labels)
+        read, classes = level_of(spec, level), len(labels)
+        self.level, self.levels = level, (level,)
+        self.aspp = ASPP(read.channels, channels, rates_at(read.stride, rates), norm, dropout=dropout)
+        self.hidden = ConvNormAct(channels, channels, norm=norm) if hidden else None
+        self.score = nn.Conv2d(channels, classes, 1)
+        self.auxiliary_level, self.auxiliary_weight = auxiliary, auxiliary_weight
+        self.auxiliary: ScoreBranch | None = None
+        if auxiliary is not None:
+            side = level_of(spec, auxiliary)
+            self.levels, self.auxiliary_stride = (level, auxiliary), side.stride
+            self.auxiliary = ScoreBranch(side.channels, side.channels // 4, classes, norm)
+        initialise(self)
+        self.scores = Scores(classes, read.stride, loss, align)
+
+    def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> DeepSemanticOutput:
+        """Logits (B, classes, H / stride, W / stride), rounded up."""
+        x = self.aspp(features[self.level])
+        if self.hidden is not None:
+            x = self.hidden(x)
+        side = None if self.auxiliary_level is None else features[self.auxiliary_level]
+        return DeepSemanticOutput(self.scores(self.score(x), batch), side)
+
+    def losses(self, output: DeepSemanticOutput, batch: Batch[SemanticTarget]) -> dict[str, Tensor | Mean]:
+        """The loss at every labelled pixel, upsampled to the input first."""
+        if self.auxiliary is None:
+            return self.scores.losses(output, batch)
+        side = (self.auxiliary(output.auxiliary), self.auxiliary_stride)
+        return self.scores.losses(output, batch, side, self.auxiliary_weight)
+
+    def predict(self, output: DeepSemanticOutput, batch: Batch) -> list[SemanticPrediction]:
+        """A label map at the original size, an image."""
+        return semantic_predictions(output.logits, batch, stride=self.scores.stride)

@@ -1,0 +1,116 @@
+"""DeepLabv3+ (Chen et al., ECCV 2018): DeepLabv3, and a decoder that finds outlines on a fine level."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from visionkit.errors import UserError
+from visionkit.layers.aspp import ASPP, rates_at
+from visionkit.layers.conv import ConvNormAct
+from visionkit.layers.norm import NormName
+from visionkit.layers.segmentation_losses import LossName, LossOptions
+from visionkit.layers.semantic import semantic_predictions
+from visionkit.layers.separable import SeparableConv
+from visionkit.layers.upsampling import Alignment, resize
+from visionkit.model import Head
+from visionkit.types import (
+    Batch,
+    Features,
+    FeatureSpec,
+    LabelSet,
+    Mean,
+    SemanticOutput,
+    SemanticPrediction,
+    SemanticTarget,
+)
+from visionkit_semantic.parts import Scores, initialise, level_of
+
+
+class DeepLabV3Plus(Head):
+    """The pyramid of dilations on a coarse level is enlarged to a fine one, put beside a few channels of that, and
+    refined (section 3.1, figure 2).
+
+    Args:
+        spec: of the shared features.
+        labels: one class a region, background included.
+        level: what the pyramid reads; the paper's has stride 16 or 8.
+        fine: what the decoder reads; the paper's has stride 4.
+        channels: of the pyramid and of the decoder.
+        fine_channels: that are left of the fine level.
+        rates: dilations at stride 16; they are twice as large at stride 8.
+        convs: 3x3 convolutions of the decoder.
+        separable: the 3x3 convolutions are separable, as the paper has them with Xception.
+        between: one more 3x3 convolution between the pyramid and the decoder; segmentation_models.pytorch has it.
+        norm: after every convolution.
+        dropout: after the pyramid, and after each convolution of the decoder.
+        loss: the name of a loss, or a mapping with its settings.
+        align: how coarse cells lie on fine ones.
+    """
+
+    task = "semantic"
+    makes = SemanticPrediction
+    output = SemanticOutput
+    loss_names = ("segmentation",)
+    evaluators = ("semantic",)
+    exportable = True
+
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        labels: LabelSet,
+        *,
+        level: str = "c5",
+        fine: str = "c2",
+        channels: int = 256,
+        fine_channels: int = 48,
+        rates: Sequence[int] = (6, 12, 18),
+        convs: int = 2,
+        separable: bool = False,
+        between: bool = False,
+        norm: NormName = "batch",
+        dropout: tuple[float, float] = (0.1, 0.1),
+        loss: LossName | LossOptions = "cross_entropy",
+        align: Alignment = "cells",
+    ) -> None:
+        super().__init__(spec, labels)
+        coarse, low = level_of(spec, level), level_of(spec, fine)
+        if coarse.stride < low.stride:
+            raise UserError(f"fine: '{fine}' has stride {low.stride}, more than the {coarse.stride} of '{level}'")
+        self.level, self.fine, self.levels, self.align = level, fine, (level, fine), align
+        self.scale = coarse.stride / low.stride
+        self.aspp = ASPP(coarse.channels, channels, rates_at(coarse.stride, rates), norm, separable, dropout[0])
+
+        def conv(inputs: int) -> nn.Module:
+            if separable:
+                return SeparableConv(inputs, channels, norm=norm, act=True)
+            return ConvNormAct(inputs, channels, norm=norm)
+
+        self.between = conv(channels) if between else None
+        self.reduce = ConvNormAct(low.channels, fine_channels, 1, norm=norm)
+        decoder: list[nn.Module] = []
+        for i in range(convs):
+            decoder += [conv(channels if i else channels + fine_channels), nn.Dropout(dropout[1])]
+        self.decoder = nn.Sequential(*decoder)
+        self.score = nn.Conv2d(channels if convs else channels + fine_channels, len(labels), 1)
+        initialise(self)
+        self.scores = Scores(len(labels), low.stride, loss, align)
+
+    def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> SemanticOutput:
+        """Logits (B, classes, H / stride, W / stride) at the fine level, rounded up."""
+        x, low = self.aspp(features[self.level]), self.reduce(features[self.fine])
+        if self.between is not None:
+            x = self.between(x)
+        x = resize(x, (int(low.shape[-2]), int(low.shape[-1])), self.scale, self.align)
+        return SemanticOutput(self.scores(self.score(self.decoder(torch.cat([x, low], 1))), batch))
+
+    def losses(self, output: SemanticOutput, batch: Batch[SemanticTarget]) -> dict[str, Tensor | Mean]:
+        """The loss at every labelled pixel, upsampled to the input first."""
+        return self.scores.losses(output, batch)
+
+    def predict(self, output: SemanticOutput, batch: Batch) -> list[SemanticPrediction]:
+        """A label map at the original size, an image."""
+        return semantic_predictions(output.logits, batch, stride=self.scores.stride)

@@ -1,0 +1,96 @@
+"""PSPNet (Zhao et al., CVPR 2017): dilated features beside averages of them over ever larger regions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from visionkit.errors import UserError
+from visionkit.layers.norm import NormName
+from visionkit.layers.pyramid_pooling import PyramidPooling
+from visionkit.layers.segmentation_losses import LossName, LossOptions
+from visionkit.layers.semantic import semantic_predictions
+from visionkit.layers.upsampling import Alignment
+from visionkit.model import Head
+from visionkit.types import Batch, Features, FeatureSpec, LabelSet, Mean, SemanticPrediction, SemanticTarget
+from visionkit_semantic.parts import DeepSemanticOutput, ScoreBranch, Scores, initialise, level_of
+
+
+class PSPNet(Head):
+    """Pyramid pooling on one level, a 3x3 convolution and scores; beside it, in training, scores of a level before.
+
+    Args:
+        spec: of the shared features.
+        labels: one class a region, background included.
+        level: what it reads; the paper's has stride 8.
+        bins: cells a side of each average.
+        hidden: channels of the 3x3 convolution.
+        norm: after every convolution.
+        dropout: before the scores.
+        auxiliary: the level whose scores are learnt beside; ``None`` for none.
+        auxiliary_hidden: channels of its 3x3 convolution.
+        auxiliary_weight: of their loss.
+        loss: the name of a loss, or a mapping with its settings.
+        align: how scores lie on the input; the paper's code aligns corners, for sides of 8 n + 1.
+
+    Raises:
+        UserError: more bins than channels.
+    """
+
+    task = "semantic"
+    makes = SemanticPrediction
+    output = DeepSemanticOutput
+    loss_names = ("segmentation",)
+    evaluators = ("semantic",)
+    exportable = True
+
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        labels: LabelSet,
+        *,
+        level: str = "c5",
+        bins: Sequence[int] = (1, 2, 3, 6),
+        hidden: int = 512,
+        norm: NormName = "batch",
+        dropout: float = 0.1,
+        auxiliary: str | None = "c4",
+        auxiliary_hidden: int = 256,
+        auxiliary_weight: float = 0.4,
+        loss: LossName | LossOptions = "cross_entropy",
+        align: Alignment = "cells",
+    ) -> None:
+        super().__init__(spec, labels)
+        read, classes = level_of(spec, level), len(labels)
+        if len(bins) > read.channels:
+            raise UserError(f"bins: {len(bins)} averages cannot share the {read.channels} channels of '{level}'")
+        self.level, self.levels = level, (level,)
+        self.pool = PyramidPooling(read.channels, bins, norm, align)
+        self.branch = ScoreBranch(self.pool.outputs, hidden, classes, norm, dropout)
+        self.auxiliary_level, self.auxiliary_weight = auxiliary, auxiliary_weight
+        self.auxiliary: ScoreBranch | None = None
+        if auxiliary is not None:
+            side = level_of(spec, auxiliary)
+            self.levels, self.auxiliary_stride = (level, auxiliary), side.stride
+            self.auxiliary = ScoreBranch(side.channels, auxiliary_hidden, classes, norm, dropout)
+        initialise(self)
+        self.scores = Scores(classes, read.stride, loss, align)
+
+    def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> DeepSemanticOutput:
+        """Logits (B, classes, H / stride, W / stride), rounded up; of the input's size where corners are aligned."""
+        scores = self.branch(self.pool(features[self.level]))
+        side = None if self.auxiliary_level is None else features[self.auxiliary_level]
+        return DeepSemanticOutput(self.scores(scores, batch), side)
+
+    def losses(self, output: DeepSemanticOutput, batch: Batch[SemanticTarget]) -> dict[str, Tensor | Mean]:
+        """The loss at every labelled pixel, upsampled to the input first, and that of the auxiliary scores."""
+        if self.auxiliary is None:
+            return self.scores.losses(output, batch)
+        side = (self.auxiliary(output.auxiliary), self.auxiliary_stride)
+        return self.scores.losses(output, batch, side, self.auxiliary_weight)
+
+    def predict(self, output: DeepSemanticOutput, batch: Batch) -> list[SemanticPrediction]:
+        """A label map at the original size, an image."""
+        return semantic_predictions(output.logits, batch, stride=self.scores.stride)

@@ -1,0 +1,77 @@
+"""Weights of published semantic models: imported, they answer what the models answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.formula_weights import formula_weights
+from visionkit.config import parse_pipeline
+from visionkit.errors import UserError
+from visionkit.model import MultiTaskModel
+from visionkit.model.build import build_model
+from visionkit.model.importing import Importer
+from visionkit.model.run import load_state
+from visionkit.plugins import PluginManager
+from visionkit.types import Batch, ImageInfo
+
+DATA = Path(__file__).parents[1] / "data" / "semantic_reference"
+MODELS = {
+    "deeplabv2_r101": ("deeplab_pytorch/deeplabv2_resnet101", (2, 1, 1)),
+    "deeplabv3_r101": ("deeplab_pytorch/deeplabv3_resnet101", (2, 1, 1)),
+    "deeplabv3plus_r101": ("deeplab_pytorch/deeplabv3plus_resnet101", (4, 4, 4)),
+    "deeplabv3plus_resnet101_jf": ("deeplab_xception/deeplabv3plus_resnet101", (4, 4, 4)),
+    "deeplabv3plus_xception": ("deeplab_xception/deeplabv3plus_xception65", (4, 4, 4)),
+    "pspnet": ("semseg/pspnet50", (3, 4, 4)),
+}
+# Their pixels: those of Caffe are mean-free and, for small numbers, divided by 50.
+IMAGENET = (torch.tensor([0.485, 0.456, 0.406]) * 255, torch.tensor([0.229, 0.224, 0.225]) * 255)
+CAFFE = (torch.tensor([122.675, 116.669, 104.008]), torch.tensor([50.0, 50.0, 50.0]))
+
+
+def imported(name: str, state: dict[str, Tensor]) -> MultiTaskModel:
+    importer: Importer = PluginManager().load("importer", name)()
+    with torch.device("meta"):
+        model = build_model(parse_pipeline(importer.pipeline, name), PluginManager(), importer.labels)
+    model.to_empty(device="cpu")
+    load_state(model, importer.convert(state), name)
+    return model.eval()
+
+
+def view(images: Tensor) -> Batch:
+    size = (int(images.shape[2]), int(images.shape[3]))
+    return Batch(images, tuple(ImageInfo(i, "", size, size, (1.0, 0, 0, 0, 1.0, 0)) for i in range(len(images))))
+
+
+def normalised(image: np.ndarray, caffe: bool) -> Tensor:
+    """(1, 3, H, W), red first."""
+    pixels = torch.from_numpy(image[..., ::-1].copy() if caffe else image).float()
+    mean, std = CAFFE if caffe else IMAGENET
+    return ((pixels - mean) / std).permute(2, 0, 1)[None]
+
+
+@pytest.mark.parametrize("folder", MODELS)
+@torch.no_grad()
+def test_imported_weights_answer_as_the_reference_does(folder: str) -> None:
+    name, (channels, rows, columns) = MODELS[folder]
+    reference = np.load(DATA / folder / "io.npz")
+    model = imported(name, formula_weights(DATA / folder / "keys.json"))
+    images = normalised(reference["image"], name.startswith("deeplab_pytorch"))
+
+    features = model.features(images)
+    scores = model.head("semantic")(features, view(images), {}).logits
+
+    found = {"c5": features["c5"][0, ::64][:12], "out": scores[0, ::channels, ::rows, ::columns]}
+    for array, mine in found.items():
+        scale = float(np.abs(reference[array]).max())
+        torch.testing.assert_close(mine, torch.from_numpy(reference[array]), rtol=0, atol=2e-5 * scale)
+
+
+def test_a_strange_tensor_is_an_error() -> None:
+    importer = PluginManager().load("importer", "semseg/pspnet50")()
+    with pytest.raises(UserError, match=r"tensors of another model: layer9\.w"):
+        importer.convert({"layer9.w": torch.zeros(1)})
