@@ -14,12 +14,14 @@ from torchvision.models import detection
 from torchvision.ops import FrozenBatchNorm2d
 
 from visionkit.cli.import_weights import command
+from visionkit.config import parse_pipeline
 from visionkit.data.base import Sample
 from visionkit.data.coco_classes import COCO_OBJECTS, COCO_OBJECTS_90, COCO_PERSONS
 from visionkit.data.loader import collate
 from visionkit.data.transforms import Normalize, Resize
 from visionkit.errors import PluginError, UserError
 from visionkit.layers.rle import decode
+from visionkit.model.build import build_model
 from visionkit.model.importing import import_model, read_state, rename
 from visionkit.model.run import load_model
 from visionkit.plugins import PluginManager
@@ -124,6 +126,12 @@ def test_imported_run_finds_what_torchvision_finds(name: str, parameters: int, t
         if "keypoint" in name:
             points = got["keypoints"][row].keypoints
             torch.testing.assert_close(points[..., :2], want["keypoints"][..., :2], atol=2e-5, rtol=0)
+
+
+def test_boxes_alone_have_as_many_parameters_as_torchvision() -> None:
+    with torch.device("meta"):
+        model = build_model(parse_pipeline(FasterRCNN.pipeline, "boxes"), PluginManager(), FasterRCNN.labels)
+    assert sum(p.numel() for p in model.parameters()) == 41_755_286
 
 
 def test_labels_are_those_of_coco() -> None:
