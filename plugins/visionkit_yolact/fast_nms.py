@@ -42,9 +42,14 @@ def cross_class_fast_nms(boxes: Tensor, scores: Tensor, *, iou: float, top_k: in
 
 def stays(boxes: Tensor, iou: float) -> Tensor:
     """(..., N) bool: which of the boxes (..., N, 4), best first, overlap no better one by more than ``iou``."""
-    area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
-    low = torch.maximum(boxes[..., :, None, :2], boxes[..., None, :, :2])
-    high = torch.minimum(boxes[..., :, None, 2:], boxes[..., None, :, 2:])
-    both = (high - low).clamp(min=0).prod(-1)
+    left, top, right, bottom = boxes.unbind(-1)
+    area = (right - left) * (bottom - top)
+    both = _shared(left, right) * _shared(top, bottom)
     overlap = both / (area[..., :, None] + area[..., None, :] - both).clamp(min=1e-9)
     return ~(overlap > iou).triu(diagonal=1).any(-2)
+
+
+def _shared(low: Tensor, high: Tensor) -> Tensor:
+    """(..., N, N): the length that each two of the intervals from ``low`` to ``high``, (..., N), have in common."""
+    shared = torch.minimum(high[..., :, None], high[..., None, :]) - torch.maximum(low[..., :, None], low[..., None, :])
+    return shared.clamp(min=0)

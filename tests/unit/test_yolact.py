@@ -404,3 +404,24 @@ def test_what_cannot_work_is_refused() -> None:
     uneven = FeatureSpec({"p3": Level(8, 8), "p4": Level(16, 16)})
     with pytest.raises(ValueError, match="equally many channels"):
         YOLACT(uneven, LABELS, levels=("p3", "p4"), anchor_sizes=((24,), (48,)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_agrees_with_cpu() -> None:
+    head = make_head(score=0.0, mask_samples=10**6)
+    target = objects(
+        (10, 12, 60, 70), (70, 30, 120, 118), (80, 80, 126, 126), labels=[0, 1, 0], crowd=[False, False, True]
+    )
+    info = ImageInfo(0, "", (SIZE, SIZE), (SIZE, SIZE))
+    batch = MixedBatch(torch.zeros(1, 3, SIZE, SIZE), (info,), {"masks": [target]})
+    found = []
+    for device in ("cpu", "cuda"):
+        head.to(device)
+        view = batch.to(device).view("masks", [0], targets=True)
+        output = head({name: x.to(device) for name, x in features().items()}, view, {})
+        sums = {name: loss.value().cpu() for name, loss in head.losses(output, view).items() if isinstance(loss, Mean)}
+        found.append((sums, head.predict(output, view)[0].scores.cpu()))
+    for name, value in found[0][0].items():
+        torch.testing.assert_close(found[1][0][name], value, rtol=2e-3, atol=1e-4)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-2, atol=1e-3)
