@@ -8,6 +8,7 @@ from torch import Tensor
 
 from visionkit.data.coco_classes import COCO_OBJECTS_90, COCO_PERSONS
 from visionkit.model.importing import Importer, rename
+from visionkit.model.torchvision import EVALUATE, backbone_names, published_batch_norms, without_counters
 
 PIPELINE = """
 backbone: {name: timm, model: resnet50, frozen_bn: true}
@@ -15,6 +16,9 @@ neck: {name: fpn, channels: 256, extra: pool}
 heads:
   boxes: {name: rcnn}
 """
+MASKS = "  masks: {name: roi_mask, reads: {regions: boxes}}\n"
+KEYPOINTS = "  keypoints: {name: roi_keypoint, reads: {regions: boxes}}\n"
+# The second version has a normalisation after every convolution of pyramid and branches.
 PIPELINE_V2 = """
 backbone: {name: timm, model: resnet50}
 neck: {name: fpn, channels: 256, extra: pool, norm: batch}
@@ -22,72 +26,43 @@ heads:
   boxes: {name: rcnn, rpn_convs: 2, convs: [256, 256, 256, 256], norm: batch, fcs: [1024]}
 """
 MASKS_V2 = "  masks: {name: roi_mask, norm: batch, reads: {regions: boxes}}\n"
-MASKS = "  masks: {name: roi_mask, reads: {regions: boxes}}\n"
-KEYPOINTS = "  keypoints: {name: roi_keypoint, reads: {regions: boxes}}\n"
-# Pixels and sums in torchvision's own order: what is found is then equal to the last bits.
-EVALUATE = """
-train: {channels_last: false}
-evaluate:
-  transforms: [normalize, {name: resize, short: 800, long: 1333, exact: true}]
-"""
 
-# Published files still have the names of torchvision before 0.13, which is the second one where there are two.
-BOXES = {
-    "backbone.body.": "backbone.body.",
-    **{f"backbone.fpn.inner_blocks.{i}.0.": f"neck.lateral.c{i + 2}." for i in range(4)},
-    **{f"backbone.fpn.inner_blocks.{i}.": f"neck.lateral.c{i + 2}." for i in range(4)},
-    **{f"backbone.fpn.layer_blocks.{i}.0.": f"neck.output.p{i + 2}." for i in range(4)},
-    **{f"backbone.fpn.layer_blocks.{i}.": f"neck.output.p{i + 2}." for i in range(4)},
-    "rpn.head.conv.0.0.": "heads.boxes.rpn.conv.0.",
-    "rpn.head.conv.": "heads.boxes.rpn.conv.0.",
+LAST = {
     "rpn.head.cls_logits.": "heads.boxes.rpn.objectness.",
     "rpn.head.bbox_pred.": "heads.boxes.rpn.deltas.",
-    "roi_heads.box_head.fc6.": "heads.boxes.branch.fc.0.",
-    "roi_heads.box_head.fc7.": "heads.boxes.branch.fc.1.",
     "roi_heads.box_predictor.cls_score.": "heads.boxes.branch.classes.",
     "roi_heads.box_predictor.bbox_pred.": "heads.boxes.branch.deltas.",
 }
-
-# The second version has a normalisation after every convolution of pyramid and branches.
-BLOCKS = {
-    **{f"backbone.fpn.inner_blocks.{i}.": f"neck.lateral.c{i + 2}." for i in range(4)},
-    **{f"backbone.fpn.layer_blocks.{i}.": f"neck.output.p{i + 2}." for i in range(4)},
-    **{f"roi_heads.box_head.{i}.": f"heads.boxes.branch.conv.{i}." for i in range(4)},
+LAST_OF_MASKS = {
+    "roi_heads.mask_predictor.conv5_mask.": "heads.masks.upsample.",
+    "roi_heads.mask_predictor.mask_fcn_logits.": "heads.masks.logits.",
 }
-MASK_BLOCKS = {f"roi_heads.mask_head.{i}.": f"heads.masks.conv.{i}." for i in range(4)}
+# Published files still have the names of torchvision before 0.13, which is the second one where there are two.
+BOXES = {
+    **backbone_names(),
+    "rpn.head.conv.0.0.": "heads.boxes.rpn.conv.0.",
+    "rpn.head.conv.": "heads.boxes.rpn.conv.0.",
+    "roi_heads.box_head.fc6.": "heads.boxes.branch.fc.0.",
+    "roi_heads.box_head.fc7.": "heads.boxes.branch.fc.1.",
+    **LAST,
+}
 
 
 def blocks(names: Mapping[str, str]) -> dict[str, str]:
-    """Names of convolution and normalisation inside each of these blocks."""
+    """Names of the convolution and of the normalisation inside each of these blocks."""
     parts = {"0.": "conv.", "1.": "norm."}
     return {theirs + a: ours + b for theirs, ours in names.items() for a, b in parts.items()}
 
 
 BOXES_V2 = {
     "backbone.body.": "backbone.body.",
-    **blocks(BLOCKS),
+    **blocks({f"backbone.fpn.inner_blocks.{i}.": f"neck.lateral.c{i + 2}." for i in range(4)}),
+    **blocks({f"backbone.fpn.layer_blocks.{i}.": f"neck.output.p{i + 2}." for i in range(4)}),
     **{f"rpn.head.conv.{i}.0.": f"heads.boxes.rpn.conv.{i}." for i in range(2)},
-    "rpn.head.cls_logits.": "heads.boxes.rpn.objectness.",
-    "rpn.head.bbox_pred.": "heads.boxes.rpn.deltas.",
+    **blocks({f"roi_heads.box_head.{i}.": f"heads.boxes.branch.conv.{i}." for i in range(4)}),
     "roi_heads.box_head.5.": "heads.boxes.branch.fc.0.",
-    "roi_heads.box_predictor.cls_score.": "heads.boxes.branch.classes.",
-    "roi_heads.box_predictor.bbox_pred.": "heads.boxes.branch.deltas.",
+    **LAST,
 }
-MASK_PREDICTOR = {
-    "roi_heads.mask_predictor.conv5_mask.": "heads.masks.upsample.",
-    "roi_heads.mask_predictor.mask_fcn_logits.": "heads.masks.logits.",
-}
-
-
-def published_batch_norms(state: dict[str, Tensor], eps: float = 1e-5) -> dict[str, Tensor]:
-    """Batch norms that were trained with an epsilon of 0, as equal ones with ``eps``: the scale makes up for it."""
-    new = dict(state)
-    for name, variance in state.items():
-        if name.endswith(".running_var"):
-            scale = name.replace("running_var", "weight")
-            wide = variance.double()
-            new[scale] = (state[scale].double() * ((wide + eps) / wide).sqrt()).to(state[scale].dtype)
-    return new
 
 
 class FasterRCNN(Importer):
@@ -98,9 +73,7 @@ class FasterRCNN(Importer):
     names: Mapping[str, str] = BOXES
 
     def convert(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        counters = ".num_batches_tracked"
-        ours = rename({name: tensor for name, tensor in state.items() if not name.endswith(counters)}, self.names)
-        # torchvision sets epsilon to 0 when it loads its published files, and only then.
+        ours = rename(without_counters(state), self.names)
         return published_batch_norms(ours) if "rpn.head.conv.weight" in state else ours
 
 
@@ -113,7 +86,7 @@ class MaskRCNN(FasterRCNN):
         **BOXES,
         **{f"roi_heads.mask_head.{i}.0.": f"heads.masks.conv.{i}.conv." for i in range(4)},
         **{f"roi_heads.mask_head.mask_fcn{i + 1}.": f"heads.masks.conv.{i}.conv." for i in range(4)},
-        **MASK_PREDICTOR,
+        **LAST_OF_MASKS,
     }
 
 
@@ -145,4 +118,8 @@ class MaskRCNNV2(FasterRCNNV2):
 
     pipeline = PIPELINE_V2 + MASKS_V2 + EVALUATE
     labels = {"boxes": COCO_OBJECTS_90, "masks": COCO_OBJECTS_90}
-    names = {**BOXES_V2, **blocks(MASK_BLOCKS), **MASK_PREDICTOR}
+    names = {
+        **BOXES_V2,
+        **blocks({f"roi_heads.mask_head.{i}.": f"heads.masks.conv.{i}." for i in range(4)}),
+        **LAST_OF_MASKS,
+    }

@@ -24,9 +24,10 @@ from visionkit.layers.rle import decode
 from visionkit.model.build import build_model
 from visionkit.model.importing import import_model, read_state, rename
 from visionkit.model.run import load_model
+from visionkit.model.torchvision import published_batch_norms
 from visionkit.plugins import PluginManager
 from visionkit.types import ImageInfo
-from visionkit_rcnn.torchvision_weights import FasterRCNN, MaskRCNN, published_batch_norms
+from visionkit_rcnn.torchvision_weights import FasterRCNN, MaskRCNN
 
 MASK = "torchvision/maskrcnn_resnet50_fpn"
 KEYPOINT = "torchvision/keypointrcnn_resnet50_fpn"
