@@ -86,6 +86,22 @@ def test_coverage_is_drawn_as_a_bar(files: Any) -> None:
     assert (picture[-1, 10] != picture[-1, 9]).any()
 
 
+def test_a_tower_is_added_to_a_detector_and_learns(files: Any, tmp_path: Path) -> None:
+    plugins = files("how-to/write-a-head.md", "points.py")
+    heads = """  boxes: {name: retinanet, channels: 16, convs: 1, prior: 0.1}
+  points: {name: points, channels: 16, convs: 1}"""
+    pyramid = "neck: {name: fpn, channels: 16, inputs: [c3, c4, c5], extra: conv_c5}"
+    base = BASE.replace("neck: {name: fpn, channels: 16}", pyramid)
+    semantic = "  semantic: {name: semantic_fpn, channels: 16}\nHEADS"
+    (tmp_path / "base.yaml").write_text(base.replace(semantic, heads))
+
+    metrics = train(load_pipeline("base.yaml"), plugins, tmp_path / "run", accelerator="cpu")
+
+    assert "shapes/points/AP" in metrics
+    last = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
+    assert last["losses"]["points/point"] > 0
+
+
 def test_the_phases_that_are_shown_are_those_of_a_head_that_trains(page: Any, repository: Path) -> None:
     whole = textwrap.dedent((repository / "tests/plugins/translate.py").read_text())
     shown = [block for block in page("how-to/write-a-head.md").blocks("python") if block.startswith("    ")]
