@@ -48,3 +48,14 @@ def formula_image(height: int, width: int, suffix: str = "") -> np.ndarray:
         padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="edge")
         image = np.lib.stride_tricks.sliding_window_view(padded, (5, 5), axis=(0, 1)).mean((-2, -1))
     return np.clip(np.floor(image + 0.5), 0, 255).astype(np.uint8)
+
+
+def blocks_image(height: int, width: int) -> Tensor:
+    """The picture (3, height, width) uint8 of plain blocks of 8 x 8 that some reference models were shown.
+
+    Its channels are blue, green, red there, and turned round here.
+    """
+    random = np.random.Generator(np.random.PCG64(zlib.crc32(b"image")))
+    coarse = random.integers(0, 256, (-(-height // 8), -(-width // 8), 3))
+    image = coarse.repeat(8, 0).repeat(8, 1)[:height, :width].astype(np.uint8)
+    return torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)
