@@ -18,6 +18,8 @@ DETECTRON2 = {
     "mask_rcnn_R_101_FPN_3x": ("MaskRCNN101", "COCO, 80 classes, boxes, masks"),
     "keypoint_rcnn_R_50_FPN_3x": ("KeypointRCNN", "COCO persons, boxes, 17 keypoints"),
     "keypoint_rcnn_R_101_FPN_3x": ("KeypointRCNN101", "COCO persons, boxes, 17 keypoints"),
+    "panoptic_fpn_R_50_3x": ("PanopticFPN", "COCO, 80 classes of things, 53 of stuff"),
+    "panoptic_fpn_R_101_3x": ("PanopticFPN101", "COCO, 80 classes of things, 53 of stuff"),
 }
 
 

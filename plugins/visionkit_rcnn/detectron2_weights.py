@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from visionkit.data.coco_classes import COCO_OBJECTS, COCO_PERSONS
+from visionkit.data.coco_classes import COCO_OBJECTS, COCO_PANOPTIC, COCO_PERSONS, COCO_STUFF
 from visionkit.model.detectron2 import BACKBONE, backbone_names, background_first, convert_backbone, trained
 from visionkit.model.importing import Importer, rename
 
@@ -38,6 +38,9 @@ KEYPOINTS = """  keypoints:
     sampling_ratio: 0
     scores: softmax
 """
+SEMANTIC = """  semantic: {name: semantic_fpn}
+  panoptic: {name: panoptic_fusion}
+"""
 EVALUATE = """evaluate:
   transforms: [{name: resize, short: 800, long: 1333}]
 """
@@ -59,6 +62,16 @@ MASK_NAMES = {
 KEYPOINT_NAMES = {
     **{f"roi_heads.keypoint_head.conv_fcn{i + 1}.": f"heads.keypoints.conv.{i}.conv." for i in range(8)},
     "roi_heads.keypoint_head.score_lowres.": "heads.keypoints.upsample.",
+}
+# Between their convolutions of one level stand upsamplings without weights, at the odd places.
+SEMANTIC_NAMES = {
+    **{
+        f"sem_seg_head.p{level}.{2 * i}.{theirs}": f"heads.semantic.branches.p{level}.{i}.{ours}"
+        for level in range(2, 6)
+        for i in range(max(1, level - 2))
+        for theirs, ours in (("", "conv."), ("norm.", "norm."))
+    },
+    "sem_seg_head.predictor.": "heads.semantic.score.",
 }
 
 
@@ -126,3 +139,18 @@ class KeypointRCNN101(FasterRCNN):
     pipeline = BACKBONE.format(depth=101) + NECK + PERSON_BOXES + KEYPOINTS + EVALUATE
     labels = {"boxes": COCO_PERSONS, "keypoints": COCO_PERSONS}
     names = KEYPOINT_NAMES
+
+
+class PanopticFPN(FasterRCNN):
+    """``panoptic_fpn_R_50``: boxes, masks, a semantic branch with one class for all things, and their merge."""
+
+    pipeline = BACKBONE.format(depth=50) + NECK + BOXES + MASKS + SEMANTIC + EVALUATE
+    labels = {"boxes": COCO_OBJECTS, "masks": COCO_OBJECTS, "semantic": COCO_STUFF, "panoptic": COCO_PANOPTIC}
+    names = {**MASK_NAMES, **SEMANTIC_NAMES}
+
+
+class PanopticFPN101(PanopticFPN):
+    """``panoptic_fpn_R_101``."""
+
+    depth = 101
+    pipeline = BACKBONE.format(depth=101) + NECK + BOXES + MASKS + SEMANTIC + EVALUATE

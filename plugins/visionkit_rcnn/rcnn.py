@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
 from visionkit import Head
-from visionkit.layers.boxes import SoftNMS, decode, encode, match, sample, soft_nms
+from visionkit.layers.boxes import IGNORED, SoftNMS, decode, encode, match, sample, soft_nms
 from visionkit.layers.norm import NormName
 from visionkit.layers.roi import RegionPool
 from visionkit.types import (
@@ -21,6 +21,7 @@ from visionkit.types import (
     Detections,
     Features,
     FeatureSpec,
+    ImageInfo,
     InstanceTarget,
     LabelSet,
     Mean,
@@ -114,6 +115,27 @@ class BoxBranch(nn.Module):
         return self.classes(x).float(), self.deltas(x).float().unflatten(1, (-1, 4))
 
 
+@dataclass(frozen=True)
+class Stage:
+    """One pass over the regions.
+
+    Attributes:
+        branch: what looks at them.
+        iou: with an object from which a region is one.
+        weights: factors of dx, dy, dw, dh.
+    """
+
+    branch: BoxBranch
+    iou: float
+    weights: tuple[float, ...]
+
+    @torch.no_grad()
+    def move(self, deltas: Tensor, regions: Sequence[Tensor], info: Sequence[ImageInfo]) -> list[Tensor]:
+        """The regions of each image where this stage sees them, for the next one to look at; (n, 1, 4) deltas."""
+        moved = decode(deltas[:, 0], torch.cat(list(regions)), self.weights).split([len(r) for r in regions])
+        return [clip_boxes_to_image(boxes, image.size) for boxes, image in zip(moved, info)]
+
+
 class RCNN(Head):
     """Region proposals, then a class and a refined box for each.
 
@@ -143,9 +165,11 @@ class RCNN(Head):
         class_agnostic: one box a region instead of one a class.
         background: the background too has deltas, which never learn (torchvision's weights).
         iou: IoU with an object from which a region is one.
+        cascade: the same for further stages, each of which starts from the boxes of the one before (Cascade R-CNN, Cai &
+            Vasconcelos, CVPR 2018, has 0.6 and 0.7); scores are the mean over the stages. Needs ``class_agnostic``.
         samples: regions an image that the box branch (and every head that reads its samples) learns from.
         positives: largest share of them that lies on objects.
-        box_weights: factors of dx, dy, dw, dh.
+        box_weights: factors of dx, dy, dw, dh; those of stage n are n times as large.
         beta: where the boxes' smooth L1 turns from square to linear.
         score: detections up to it are dropped.
         nms: IoU from which the weaker of two detections of a class is dropped.
@@ -192,6 +216,7 @@ class RCNN(Head):
         class_agnostic: bool = False,
         background: bool = True,
         iou: float = 0.5,
+        cascade: tuple[float, ...] = (),
         samples: int = 512,
         positives: float = 0.25,
         box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0),
@@ -212,17 +237,32 @@ class RCNN(Head):
         self.pool = RegionPool(
             spec, pool_levels, pool_size, sampling_ratio=sampling_ratio, aligned=aligned, canonical_size=canonical_size
         )
+        if cascade and not class_agnostic:
+            raise ValueError("a cascade hands one box a region on to the next stage, so it needs class_agnostic: true")
         boxes = 1 if class_agnostic else len(labels) + background
-        self.branch = BoxBranch(
-            self.pool.channels, pool_size, convs=convs, norm=norm, fcs=fcs, classes=len(labels) + 1, boxes=boxes
-        )
+        branches = [
+            BoxBranch(
+                self.pool.channels, pool_size, convs=convs, norm=norm, fcs=fcs, classes=len(labels) + 1, boxes=boxes
+            )
+            for _ in (iou, *cascade)
+        ]
+        self.branch, self.later = branches[0], nn.ModuleList(branches[1:])
+        self.ious = (iou, *cascade)
         self.proposals = {"before_nms": rpn_before_nms, "after_nms": rpn_after_nms}
         self.proposals_train = {"before_nms": rpn_before_nms_train, "after_nms": rpn_after_nms_train}
         self.class_agnostic, self.background = class_agnostic, background
-        self.box_weights, self.beta = box_weights, beta
+        self.box_weights, self.beta = tuple(box_weights), beta
         self.iou, self.sample_count, self.positives = iou, samples, positives
         self.score, self.nms, self.soft_nms, self.sigma = score, nms, soft_nms, sigma
         self.max_detections = detections
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages in the order in which boxes go through them; the factors of the deltas grow with each."""
+        return [
+            Stage(branch, iou, tuple(w * i for w in self.box_weights))
+            for i, (branch, iou) in enumerate(zip((self.branch, *self.later), self.ious), start=1)
+        ]
 
     def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> Regions:
         height, width = batch.images.shape[-2:]
@@ -233,21 +273,33 @@ class RCNN(Head):
     def losses(self, output: Regions, batch: Batch[InstanceTarget]) -> dict[str, Tensor | Mean]:
         objectness, rpn_box = self.rpn.losses(output.rpn, batch.targets)
         samples = output.samples(batch.targets)
-        logits, deltas = self.branch(self.pool(output.features, [s.boxes for s in samples]))
-        classes = torch.cat([s.labels for s in samples]) + 1
-        on = classes > 0
-        said = deltas[on, self._box_of(classes[on] - 1)]
-        positives = [s.positives() for s in samples]
-        aims = torch.cat([
-            encode(target.boxes[s.matched], s.boxes, self.box_weights) for s, target in zip(positives, batch.targets)
-        ])  # fmt: skip
-        count = len(classes)
+        count = sum(len(s.boxes) for s in samples)
+        of_class, of_delta = [], []
+        for i, stage in enumerate(self.stages):
+            if i:
+                moved = self.stages[i - 1].move(deltas, [s.boxes for s in samples], output.rpn.info)
+                samples = [self.match(b, target, stage.iou) for b, target in zip(moved, batch.targets)]
+            logits, deltas = stage.branch(self.pool(output.features, [s.boxes for s in samples]))
+            of_class.append(F.cross_entropy(logits, torch.cat([s.labels for s in samples]) + 1, reduction="sum"))
+            of_delta.append(self._delta_loss(deltas, samples, batch.targets, stage))
         return {
             "rpn_objectness": objectness,
             "rpn_box": rpn_box,
-            "box_class": Mean(F.cross_entropy(logits, classes, reduction="sum"), count),
-            "box_delta": Mean(F.smooth_l1_loss(said, aims, beta=self.beta, reduction="sum"), count),
+            "box_class": Mean(torch.stack(of_class).sum(), count),
+            "box_delta": Mean(torch.stack(of_delta).sum(), count),
         }
+
+    def _delta_loss(
+        self, deltas: Tensor, samples: Sequence[RegionSamples], targets: Sequence[InstanceTarget], stage: Stage
+    ) -> Tensor:
+        labels = torch.cat([s.labels for s in samples])
+        on = labels >= 0
+        said = deltas[on, self._box_of(labels[on])]
+        positives = [s.positives() for s in samples]
+        aims = torch.cat([
+            encode(target.boxes[s.matched], s.boxes, stage.weights) for s, target in zip(positives, targets)
+        ])  # fmt: skip
+        return F.smooth_l1_loss(said, aims, beta=self.beta, reduction="sum")
 
     @torch.no_grad()
     def predict(self, output: Regions, batch: Batch) -> list[BoxPrediction]:
@@ -266,9 +318,14 @@ class RCNN(Head):
             chosen.append(boxes[torch.cat(sample(matched, self.sample_count, self.positives))])
         return chosen
 
-    def match(self, boxes: Tensor, target: InstanceTarget) -> RegionSamples:
-        """Boxes with the objects of ``target`` that they lie on."""
-        matched = match(boxes, target.boxes, target.crowd, low=self.iou, high=self.iou).clamp(min=-1)
+    def match(self, boxes: Tensor, target: InstanceTarget, iou: float | None = None) -> RegionSamples:
+        """Boxes with the objects of ``target`` that they lie on, by the first stage's IoU unless another is given.
+
+        Boxes in crowds are left out.
+        """
+        iou = self.iou if iou is None else iou
+        matched = match(boxes, target.boxes, target.crowd, low=iou, high=iou)
+        boxes, matched = boxes[matched != IGNORED], matched[matched != IGNORED]
         labels = torch.full_like(matched, -1)
         labels[matched >= 0] = target.labels[matched[matched >= 0]]
         return RegionSamples(boxes, matched, labels)
@@ -276,15 +333,20 @@ class RCNN(Head):
     @torch.no_grad()
     def detect(self, output: Regions) -> list[Detections]:
         """Final boxes of each image: every class of every proposal on its own, suppressed class by class."""
-        proposals = self.rpn.propose(output.rpn, **self.proposals)
-        logits, deltas = self.branch(self.pool(output.features, proposals))
-        sizes = [len(p) for p in proposals]
-        parts = zip(proposals, logits.softmax(1).split(sizes), deltas.split(sizes), output.rpn.info)
-        return [self._detect(regions, scores[:, 1:], moves, info.size) for regions, scores, moves, info in parts]
+        regions = self.rpn.propose(output.rpn, **self.proposals)
+        said = []
+        for i, stage in enumerate(self.stages):
+            if i:
+                regions = self.stages[i - 1].move(deltas, regions, output.rpn.info)
+            logits, deltas = stage.branch(self.pool(output.features, regions))
+            said.append(logits.softmax(1)[:, 1:])
+        sizes = [len(r) for r in regions]
+        parts = zip(regions, torch.stack(said).mean(0).split(sizes), deltas.split(sizes), output.rpn.info)
+        return [self._detect(boxes, scores, moves, info.size) for boxes, scores, moves, info in parts]
 
     def _detect(self, regions: Tensor, scores: Tensor, deltas: Tensor, size: tuple[int, int]) -> Detections:
         region, label = (scores > self.score).nonzero(as_tuple=True)
-        boxes = decode(deltas[region, self._box_of(label)], regions[region], self.box_weights)
+        boxes = decode(deltas[region, self._box_of(label)], regions[region], self.stages[-1].weights)
         boxes = clip_boxes_to_image(boxes, size)
         keep = remove_small_boxes(boxes, 1e-2)
         boxes, scores, label = boxes[keep], scores[region[keep], label[keep]], label[keep]

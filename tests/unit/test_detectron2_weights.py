@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.ops import box_iou
 
 from tests.formula_weights import formula_image, formula_weights
@@ -24,7 +25,7 @@ from visionkit.model.detectron2 import trained
 from visionkit.model.importing import import_model
 from visionkit.plugins import PluginManager
 from visionkit.types import ImageInfo, MixedBatch
-from visionkit_rcnn.detectron2_weights import FasterRCNN, KeypointRCNN, MaskRCNN
+from visionkit_rcnn.detectron2_weights import FasterRCNN, KeypointRCNN, MaskRCNN, PanopticFPN
 from visionkit_rcnn.rcnn import RCNN, Regions
 from visionkit_rcnn.roi_keypoint import RoIKeypoint, peaks
 from visionkit_rcnn.roi_mask import RoIMask
@@ -230,3 +231,32 @@ def test_buffers_that_are_computed_anew_are_left_out_and_strangers_are_named() -
     assert trained(state) == {}
     with pytest.raises(UserError, match=r"roi_heads\.mask_head\.deconv\.bias"):
         FasterRCNN().convert({"roi_heads.mask_head.deconv.bias": torch.zeros(256)})
+
+
+@pytest.fixture(scope="module")
+def panoptic(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    state = formula_weights(FIXTURE / "keys.json") | formula_weights(FIXTURE / "panoptic_keys.json")
+    return Reference(PanopticFPN(), state, tmp_path_factory.mktemp("panoptic"))
+
+
+def test_panoptic_fpn(panoptic: Reference) -> None:
+    said = read("panoptic_io.npz")
+    logits = panoptic.outputs["semantic"].logits
+    near(logits[0, ::6, ::4, ::4], said["sem_logits_quarter"])
+    # They resample twice, to the input and from there to the original image; we do so once. Their way gives their map,
+    # and ours differs from it along borders alone.
+    twice = F.interpolate(logits, scale_factor=4, mode="bilinear")[:, :, :250, :333]
+    twice = F.interpolate(twice, (500, 666), mode="bilinear").argmax(1)[0, ::3, ::3]
+    assert (twice == said["sem_seg_argmax"]).float().mean() > 0.9999
+    assert (panoptic.predict("semantic").labels[::3, ::3] == said["sem_seg_argmax"]).float().mean() > 0.995
+
+
+def test_panoptic_fpn_merges_the_same_segments(panoptic: Reference) -> None:
+    found, want = panoptic.predict("panoptic"), json.loads((FIXTURE / "panoptic_segments.json").read_text())
+    same = found.segments[::3, ::3] == read("panoptic_io.npz")["panoptic_map"]
+    assert same.float().mean() > 0.995
+    # Stuff is counted from the one class of all things there, and from the last of the things here.
+    theirs = [s["category_id"] if s["isthing"] else s["category_id"] + 79 for s in want]
+    assert found.labels.tolist() == theirs
+    scores = [s["score"] for s in want if s["isthing"]]
+    torch.testing.assert_close(found.scores[: len(scores)], torch.tensor(scores), atol=1e-4, rtol=0)

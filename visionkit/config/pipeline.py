@@ -40,10 +40,16 @@ class ComponentConfig:
 
 @dataclass(frozen=True)
 class HeadConfig(ComponentConfig):
-    """A head. ``reads``: port -> head; ``labels``: class names, ``None`` for those of the sources."""
+    """A head.
+
+    Attributes:
+        reads: port -> head.
+        labels: class names, or the name of a known label set (``coco``, ``coco_persons``, ``coco_panoptic``,
+            ``coco_stuff``); ``None``: those of the head that it shares them with, else of its sources.
+    """
 
     reads: dict[str, str] = field(default_factory=dict)
-    labels: list[str] | None = None
+    labels: list[str] | str | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,8 @@ class SourceConfig(ComponentConfig):
     Attributes:
         train, val: arguments of each split, over those in ``args``; ``None``: there is no such split.
         heads: which heads learn from it; ``None``: every one whose task it is labelled for.
-        labels: its class names -> the heads' class names; ``None`` drops a class.
+        labels: its class names -> the heads' class names; ``None`` drops a class. A mapping under the name of a head is
+            for that head alone, and comes before the others.
         weight: share of training samples, relative to the other sources.
         transforms, eval_transforms: ``None``: those of the sections ``train`` and ``evaluate``.
     """
@@ -61,10 +68,16 @@ class SourceConfig(ComponentConfig):
     train: dict[str, Any] | None = None
     val: dict[str, Any] | None = None
     heads: list[str] | None = None
-    labels: dict[str, str | None] = field(default_factory=dict)
+    labels: dict[str, str | dict[str, str | None] | None] = field(default_factory=dict)
     weight: PositiveFloat = 1.0
     transforms: list[ComponentConfig] | None = None
     eval_transforms: list[ComponentConfig] | None = None
+
+    def labels_for(self, head: str) -> dict[str, str | None]:
+        """Its class names -> the class names of one head."""
+        own = self.labels.get(head)
+        common = {name: new for name, new in self.labels.items() if not isinstance(new, dict)}
+        return {**common, **own} if isinstance(own, dict) else common
 
     def split(self, name: Literal["train", "val"]) -> ComponentConfig | None:
         """The component that one split is built from, or ``None`` where there is no such split."""

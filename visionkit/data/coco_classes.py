@@ -34,3 +34,27 @@ COCO_PERSONS = LabelSet(
     swaps=tuple((i, i + 1) for i in range(1, 17, 2)),
 )  # fmt: skip
 """Persons with their 17 keypoints."""
+
+_STUFF_SLOTS = (
+    "92 banner/93 blanket/95 bridge/100 cardboard/107 counter/109 curtain/112 door-stuff/118 floor-wood/"
+    "119 flower/122 fruit/125 gravel/128 house/130 light/133 mirror-stuff/138 net/141 pillow/144 platform/"
+    "145 playingfield/147 railroad/148 river/149 road/151 roof/154 sand/155 sea/156 shelf/159 snow/161 stairs/"
+    "166 tent/168 towel/171 wall-brick/175 wall-stone/176 wall-tile/177 wall-wood/178 water-other/"
+    "180 window-blind/181 window-other/184 tree-merged/185 fence-merged/186 ceiling-merged/187 sky-other-merged/"
+    "188 cabinet-merged/189 table-merged/190 floor-other-merged/191 pavement-merged/192 mountain-merged/"
+    "193 grass-merged/194 dirt-merged/195 paper-merged/196 food-other-merged/197 building-other-merged/"
+    "198 rock-merged/199 wall-other-merged/200 rug-merged"
+)
+_STUFF = tuple((int(number), name) for number, name in (entry.split(" ", 1) for entry in _STUFF_SLOTS.split("/")))
+
+COCO_PANOPTIC = LabelSet(
+    COCO_OBJECTS.names + tuple(name for _, name in _STUFF),
+    ids=COCO_OBJECTS.ids + tuple(number for number, _ in _STUFF),
+    things=(True,) * len(COCO_OBJECTS) + (False,) * len(_STUFF),
+)
+"""The 80 classes of objects and the 53 of stuff that panoptic segmentation knows (Kirillov et al., CVPR 2019)."""
+
+COCO_STUFF = LabelSet(
+    ("things", *(name for _, name in _STUFF)), ids=(0, *(number for number, _ in _STUFF)), things=(False,) * 54
+)
+"""One class for all objects, and the 53 of stuff: what the semantic branch of Panoptic FPN tells apart."""

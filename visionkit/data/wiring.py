@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -67,11 +68,12 @@ def heads_fed(pipeline: Pipeline, tasks: Mapping[str, str], name: str, source: S
 def resolve_labels(pipeline: Pipeline, plugins: PluginManager, sources: Mapping[str, Source]) -> dict[str, LabelSet]:
     """The label set of every head: the names it lists, else those of the head it shares them with, else those of its
     sources, which must then agree."""
-    from visionkit.model.build import labels_feeder
+    from visionkit.model.build import labels_feeder, listed_labels
 
     tasks = tasks_of_heads(pipeline, plugins)
     fed_by: dict[str, dict[str, Source]] = {head: {} for head in tasks}
     for name, source in sources.items():
+        _check_label_map(pipeline, name, source)
         for head in heads_fed(pipeline, tasks, name, source):
             fed_by[head][name] = source
 
@@ -85,25 +87,28 @@ def resolve_labels(pipeline: Pipeline, plugins: PluginManager, sources: Mapping[
             if not any(labels_feeder(pipeline, plugins, h) not in waiting for h in waiting):
                 raise pipeline.fail(("heads",), f"heads share labels in a circle: {', '.join(waiting)}")
             continue
-        names = tuple(pipeline.heads[head].labels or ()) or (labels[feeder].names if feeder else None)
-        labels[head] = _labels_of(pipeline, head, tasks[head], fed_by[head], names)
+        base = listed_labels(pipeline, head) or (LabelSet(labels[feeder].names) if feeder else None)
+        labels[head] = _labels_of(pipeline, head, tasks[head], fed_by[head], base)
     return labels
 
 
 def _labels_of(
-    pipeline: Pipeline, head: str, task: str, sources: Mapping[str, Source], names: tuple[str, ...] | None
+    pipeline: Pipeline, head: str, task: str, sources: Mapping[str, Source], base: LabelSet | None
 ) -> LabelSet:
     """Join what the sources know of a head's classes under the names that the head uses."""
     if not sources:
-        if names is None:
+        if base is None:
             raise pipeline.fail(
                 ("heads", head),
                 f"head '{head}' has no labels: no source feeds it ({task}), and it lists none (labels: [...])",
             )
-        return LabelSet(names)
-    mapped = {name: _mapped_names(pipeline.sources[name], source.labels[task]) for name, source in sources.items()}
-    if names is None:
-        names = _agreed_names(pipeline, head, mapped)
+        return base
+    mapped = {
+        name: _mapped_names(pipeline.sources[name], source.labels[task], head) for name, source in sources.items()
+    }
+    if base is None:
+        base = LabelSet(_agreed_names(pipeline, head, mapped))
+    names = base.names
     known: dict[str, tuple[LabelSet, int]] = {}
     for name, source in sources.items():
         for i, mine in enumerate(mapped[name]):
@@ -116,7 +121,6 @@ def _labels_of(
                 )
             if mine is not None:
                 known.setdefault(mine, (source.labels[task], i))
-    base = LabelSet(names)
     first = [source.labels[task] for source in sources.values()]
     colors = tuple(known[n][0].colors[known[n][1]] for n in names if n in known and known[n][0].colors)
     points = [labels for labels in first if labels.keypoints]
@@ -125,7 +129,7 @@ def _labels_of(
     return dataclasses.replace(
         base,
         ids=tuple(known[n][0].ids[known[n][1]] if n in known else -1 for n in names) if _unique(known, names) else (),
-        things=tuple(known[n][0].things[known[n][1]] if n in known else True for n in names),
+        things=tuple(known[n][0].things[known[n][1]] if n in known else base.things[i] for i, n in enumerate(names)),
         colors=colors if len(colors) == len(names) else (),
         keypoints=points[0].keypoints if points else (),
         skeleton=points[0].skeleton if points else (),
@@ -134,14 +138,33 @@ def _labels_of(
     )
 
 
+def _check_label_map(pipeline: Pipeline, name: str, source: Source) -> None:
+    """Every class that is mapped must be one of the source, and every mapping for one head be named after a head."""
+    classes = list(dict.fromkeys(c for labels in source.labels.values() for c in labels.names))
+    for key, value in pipeline.sources[name].labels.items():
+        own = isinstance(value, dict)
+        if own and key not in pipeline.heads:
+            raise pipeline.fail(
+                ("sources", name, "labels", key), f"a label map for '{key}', which is no head "
+                f"(heads: {', '.join(pipeline.heads)})"
+            )  # fmt: skip
+        for mapped in value if isinstance(value, dict) else (key,):
+            if mapped not in classes:
+                near = difflib.get_close_matches(mapped, classes, n=1)
+                hint = f"; did you mean '{near[0]}'?" if near else f" (it has: {', '.join(classes)})"
+                at = ("sources", name, "labels", key, mapped) if own else ("sources", name, "labels", key)
+                raise pipeline.fail(at, f"source '{name}' has no class '{mapped}'{hint}")
+
+
 def _unique(known: Mapping[str, tuple[LabelSet, int]], names: Sequence[str]) -> bool:
     ids = [known[n][0].ids[known[n][1]] for n in names if n in known]
     return len(ids) == len(names) == len(set(ids))
 
 
-def _mapped_names(config: SourceConfig, labels: LabelSet) -> list[str | None]:
+def _mapped_names(config: SourceConfig, labels: LabelSet, head: str) -> list[str | None]:
     """The head's name for each class of a source; ``None`` where the class is dropped."""
-    return [config.labels.get(name, name) for name in labels.names]
+    mapped = config.labels_for(head)
+    return [mapped.get(name, name) for name in labels.names]
 
 
 def _agreed_names(pipeline: Pipeline, head: str, mapped: Mapping[str, list[str | None]]) -> tuple[str, ...]:
@@ -159,9 +182,9 @@ def _agreed_names(pipeline: Pipeline, head: str, mapped: Mapping[str, list[str |
     return sets[first]
 
 
-def label_table(config: SourceConfig, theirs: LabelSet, mine: LabelSet) -> Tensor | None:
+def label_table(config: SourceConfig, theirs: LabelSet, mine: LabelSet, head: str) -> Tensor | None:
     """Source label -> head label (-1: dropped), or ``None`` where they are the same."""
-    table = [mine.names.index(n) if n in mine.names else -1 for n in _mapped_names(config, theirs)]
+    table = [mine.names.index(n) if n in mine.names else -1 for n in _mapped_names(config, theirs, head)]
     return None if table == list(range(len(mine))) else torch.tensor(table, dtype=torch.int64)
 
 
@@ -186,7 +209,7 @@ def build_feeds(
         own = config.transforms if training else config.eval_transforms
         default = pipeline.train.transforms if training else pipeline.evaluate.transforms
         heads = {
-            head: (tasks[head], label_table(config, source.labels[tasks[head]], labels[head]))
+            head: (tasks[head], label_table(config, source.labels[tasks[head]], labels[head], head))
             for head in heads_fed(pipeline, tasks, name, source)
             if head in asked
         }

@@ -195,7 +195,7 @@ def _evaluators(
     if configs is None:
         at = pipeline.heads[head].at
         configs = [ComponentConfig(name=name, args={}, at=at) for name in model.head(head).evaluators]
-    label_map = pipeline.sources[feed.name].labels
+    label_map = pipeline.sources[feed.name].labels_for(head)
     built = []
     for config in configs:
         # Targets come relabelled; only an evaluator that reads the annotation file itself needs the map.
@@ -217,7 +217,7 @@ def source_labels(pipeline: Pipeline, feed: Feed, head: str, labels: LabelSet) -
     theirs = feed.source.labels[feed.heads[head][0]]
     ids = dict.fromkeys(labels.names, -1)
     for name, number in zip(theirs.names, theirs.ids):
-        mapped = pipeline.sources[feed.name].labels.get(name, name)
+        mapped = pipeline.sources[feed.name].labels_for(head).get(name, name)
         if mapped is not None and ids.get(mapped) == -1:
             ids[mapped] = number
     return dataclasses.replace(labels, ids=tuple(ids.values()))

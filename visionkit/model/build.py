@@ -85,11 +85,22 @@ def placeholder_labels(pipeline: Pipeline, plugins: PluginManager, classes: int 
     """Label sets for a pipeline whose data are not at hand: those it lists, else ``classes`` numbered ones
     with COCO's 17 keypoints."""
     labels: dict[str, LabelSet] = {}
-    for name, config in pipeline.heads.items():
-        names = tuple(config.labels) if config.labels else tuple(f"class {i}" for i in range(classes))
-        keypoints = tuple(f"keypoint {i}" for i in range(17))
-        labels[name] = LabelSet(names, keypoints=keypoints)
+    for name in pipeline.heads:
+        listed = listed_labels(pipeline, name) or LabelSet(tuple(f"class {i}" for i in range(classes)))
+        labels[name] = dataclasses.replace(listed, keypoints=tuple(f"keypoint {i}" for i in range(17)))
     return share_labels(pipeline, plugins, labels)
+
+
+def listed_labels(pipeline: Pipeline, head: str) -> LabelSet | None:
+    """The labels that the pipeline gives a head by list or by name, or ``None``. Raises ``PipelineError`` for a name
+    that is none."""
+    from visionkit.data.label_sets import label_set
+
+    config = pipeline.heads[head]
+    try:
+        return label_set(config.labels) if config.labels else None
+    except UserError as error:
+        raise pipeline.fail((*config.at, "labels"), str(error)) from None
 
 
 def share_labels(pipeline: Pipeline, plugins: PluginManager, labels: Mapping[str, LabelSet]) -> dict[str, LabelSet]:

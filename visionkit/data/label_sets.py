@@ -1,0 +1,32 @@
+"""The label sets that a pipeline may name in place of a list: ``labels: coco_panoptic``."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+
+from visionkit.data.coco_classes import COCO_OBJECTS, COCO_PANOPTIC, COCO_PERSONS, COCO_STUFF
+from visionkit.errors import UserError
+from visionkit.types import LabelSet
+
+LABEL_SETS: Mapping[str, LabelSet] = {
+    "coco": COCO_OBJECTS,
+    "coco_persons": COCO_PERSONS,
+    "coco_panoptic": COCO_PANOPTIC,
+    "coco_stuff": COCO_STUFF,
+}
+
+
+def label_set(given: str | list[str]) -> LabelSet:
+    """The label set of this name, or the one with these class names.
+
+    Raises:
+        UserError: no such label set.
+    """
+    if not isinstance(given, str):
+        return LabelSet(tuple(given))
+    if given not in LABEL_SETS:
+        near = difflib.get_close_matches(given, LABEL_SETS, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise UserError(f"no label set '{given}': {hint}(there is: {', '.join(LABEL_SETS)}; or list the classes)")
+    return LABEL_SETS[given]
