@@ -23,6 +23,12 @@ def visionkit_components() -> list[Component]:
         ),
         Component(
             "backbone",
+            "vgg16",
+            "visionkit_backbones.vgg:VGG16",
+            "VGG16 with fully connected layers as convolutions: FCN's, LargeFOV's and DilatedNet's forms",
+        ),
+        Component(
+            "backbone",
             "hourglass",
             "visionkit_backbones.hourglass:StackedHourglass",
             "stacked hourglass (Newell, ECCV 2016), 1 to 8 stacks",

@@ -36,6 +36,12 @@ def visionkit_components() -> list[Component]:
             "visionkit_semantic.deeplab_v2:DeepLabV2",
             "a class for every pixel: DeepLabv2 (Chen, TPAMI 2018), scores of several dilations added up",
         ),
+        Component(
+            "head",
+            "fcn",
+            "visionkit_semantic.fcn:FCN",
+            "a class for every pixel: fully convolutional network (Long, CVPR 2015), 32s, 16s, 8s and on any levels",
+        ),
         *importers(),
     ]
 
@@ -43,7 +49,12 @@ def visionkit_components() -> list[Component]:
 def importers() -> list[Component]:
     """Weights that were trained elsewhere."""
     kazuto, jf = "visionkit_semantic.deeplab_pytorch_weights", "visionkit_semantic.deeplab_xception_weights"
+    torchvision = "visionkit_semantic.torchvision_weights"
     models = {
+        "torchvision/fcn_resnet50": (f"{torchvision}:FCN50", "torchvision's FCN, ResNet-50"),
+        "torchvision/fcn_resnet101": (f"{torchvision}:FCN101", "torchvision's FCN, ResNet-101"),
+        "torchvision/deeplabv3_resnet50": (f"{torchvision}:DeepLab50", "torchvision's DeepLabv3, ResNet-50"),
+        "torchvision/deeplabv3_resnet101": (f"{torchvision}:DeepLab101", "torchvision's DeepLabv3, ResNet-101"),
         "deeplab_pytorch/deeplabv2_resnet101": (f"{kazuto}:DeepLabV2", "DeepLabv2 of kazuto1011"),
         "deeplab_pytorch/deeplabv3_resnet101": (f"{kazuto}:DeepLabV3", "DeepLabv3 of kazuto1011"),
         "deeplab_pytorch/deeplabv3plus_resnet101": (f"{kazuto}:DeepLabV3Plus", "DeepLabv3+ of kazuto1011"),

@@ -25,6 +25,7 @@ ARGUMENTS: dict[tuple[str, str], dict[str, Any]] = {
     ("head", "upsnet_semantic"): {"channels": [16]},
     ("head", "deeplab_v3"): {"channels": 16, "auxiliary": "c4"},
     ("head", "deeplab_v3plus"): {"channels": 16, "fine_channels": 8},
+    ("head", "fcn"): {"hidden": 8, "auxiliary": "c4"},
     ("head", "pspnet"): {"hidden": 16, "auxiliary_hidden": 8},
     ("backbone", "dilated_resnet"): {"model": "resnet18", "options": {"channels": [8, 16, 24, 32]}},
     ("backbone", "aligned_xception"): {"middle": 1},

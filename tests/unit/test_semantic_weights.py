@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import segmentation
 
 from tests.formula_weights import formula_weights
 from visionkit.config import parse_pipeline
@@ -69,6 +71,29 @@ def test_imported_weights_answer_as_the_reference_does(folder: str) -> None:
     for array, mine in found.items():
         scale = float(np.abs(reference[array]).max())
         torch.testing.assert_close(mine, torch.from_numpy(reference[array]), rtol=0, atol=2e-5 * scale)
+
+
+@pytest.mark.parametrize("name", ["fcn_resnet50", "deeplabv3_resnet50", "fcn_resnet101", "deeplabv3_resnet101"])
+@torch.no_grad()
+def test_imported_weights_answer_as_torchvision_does(name: str) -> None:
+    torch.manual_seed(0)
+    theirs = getattr(segmentation, name)(weights=None, weights_backbone=None, aux_loss=True).eval()
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    images = torch.randn(2, 3, 64, 96)
+    want = theirs(images)
+
+    model = imported(f"torchvision/{name}", theirs.state_dict())
+    head, batch = model.head("semantic"), view(images)
+    output = head(model.features(images), batch, {})
+
+    for mine, key in ((output.logits, "out"), (head.auxiliary(output.auxiliary), "aux")):
+        large = F.interpolate(mine, scale_factor=8, mode="bilinear")
+        torch.testing.assert_close(large, want[key], rtol=0, atol=1e-4 * float(want[key].abs().max()))
+    labels = torch.stack([prediction.labels for prediction in head.predict(output, batch)])
+    assert (labels == want["out"].argmax(1)).float().mean() > 0.999
 
 
 def test_a_strange_tensor_is_an_error() -> None:
