@@ -10,16 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
-from visionkit.layers.boxes import cell_anchors, decode, encode, grid_anchors, match, sample
+from visionkit.layers.anchors import PyramidAnchors
+from visionkit.layers.boxes import decode, encode, match, sample
 from visionkit.layers.roi import common_channels
-from visionkit.types import Features, FeatureSpec, ImageInfo, InstanceTarget, Mean, Output
-
-
-@dataclass(frozen=True)
-class Anchors:
-    """The anchors of each level, (A, 4): the same ones for every image of a batch."""
-
-    levels: tuple[Tensor, ...]
+from visionkit.types import Anchors, Features, FeatureSpec, ImageInfo, InstanceTarget, Mean, Output
 
 
 @dataclass
@@ -54,9 +48,7 @@ class RPN(nn.Module):
         beta: where the regression loss turns from square to linear.
         nms: IoU from which the weaker of two proposals of a level is dropped.
         score: proposals below it are dropped.
-        exact_anchors: anchors keep their fractions and stand as far apart as the level's stride (detectron2's weights);
-            ``False``: whole pixels, and the stride is what divides the image into the cells that there are
-            (torchvision's weights).
+        exact_anchors: see :class:`~visionkit.layers.anchors.PyramidAnchors`; ``True`` for detectron2's weights.
     """
 
     def __init__(
@@ -76,37 +68,30 @@ class RPN(nn.Module):
         exact_anchors: bool = False,
     ) -> None:
         super().__init__()
-        if len(sizes) != len(levels) or len({len(size) for size in sizes}) != 1:
-            raise ValueError(f"anchor_sizes must hold equally many sizes for each of the {len(levels)} levels, "
-                             f"not {[len(size) for size in sizes]}")  # fmt: skip
+        self.make_anchors = PyramidAnchors(spec, levels, sizes, ratios, exact=exact_anchors)
         channels = common_channels(spec, levels)
         self.conv = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(convs))
-        self.objectness = nn.Conv2d(channels, len(sizes[0]) * len(ratios), 1)
-        self.deltas = nn.Conv2d(channels, len(sizes[0]) * len(ratios) * 4, 1)
+        self.objectness = nn.Conv2d(channels, self.make_anchors.of_a_cell, 1)
+        self.deltas = nn.Conv2d(channels, self.make_anchors.of_a_cell * 4, 1)
         for layer in (*self.conv, self.objectness, self.deltas):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
         self.levels = tuple(levels)
-        self.sizes, self.ratios = sizes, ratios
         self.iou, self.samples, self.positives, self.beta = iou, samples, positives, beta
         self.nms, self.score = nms, score
-        self.exact_anchors, self.strides = exact_anchors, [spec[level].stride for level in levels]
 
     def forward(self, features: Features, size: tuple[int, int], info: Sequence[ImageInfo]) -> RPNOutput:
         """Every level of ``features`` for images that are padded to ``size`` (height, width)."""
-        objectness, deltas, anchors = [], [], []
-        for name, sizes, stride in zip(self.levels, self.sizes, self.strides):
+        objectness, deltas = [], []
+        for name in self.levels:
             x = features[name]
             for conv in self.conv:
                 x = F.relu(conv(x))
             objectness.append(self.objectness(x).permute(0, 2, 3, 1).flatten(1).float())
             deltas.append(self.deltas(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4).float())
-            rows, columns = x.shape[-2:]
-            # Measured, as torchvision's weights expect it: a level of 13 rows for 800 pixels has stride 61, not 64.
-            steps = (stride, stride) if self.exact_anchors else (size[0] // rows, size[1] // columns)
-            cell = cell_anchors(sizes, self.ratios, rounded=not self.exact_anchors).to(x.device)
-            anchors.append(grid_anchors(cell, (rows, columns), steps))
-        return RPNOutput(tuple(objectness), tuple(deltas), Anchors(tuple(anchors)), list(info))
+        maps = [features[name] for name in self.levels]
+        anchors = self.make_anchors([(x.shape[-2], x.shape[-1]) for x in maps], size, maps[0].device)
+        return RPNOutput(tuple(objectness), tuple(deltas), anchors, list(info))
 
     @torch.no_grad()
     def propose(self, out: RPNOutput, *, before_nms: int, after_nms: int) -> list[Tensor]:

@@ -24,9 +24,9 @@ from visionkit.layers.boxes import (
 from visionkit.layers.paste import paste_masks
 from visionkit.layers.rle import decode as decode_rle
 from visionkit.layers.roi import RegionPool
-from visionkit.types import FeatureSpec, ImageInfo, LabelSet, Level
+from visionkit.types import Anchors, FeatureSpec, ImageInfo, LabelSet, Level
 from visionkit_rcnn.roi_keypoint import RoIKeypoint, cells_of, peaks
-from visionkit_rcnn.rpn import RPN, Anchors, RPNOutput
+from visionkit_rcnn.rpn import RPN, RPNOutput
 
 DATA = Path(__file__).parent.parent / "data"
 PYRAMID = FeatureSpec({f"p{k}": Level(3, 2**k) for k in range(2, 6)})

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import box_iou
 
+from visionkit.layers.boxes import decode as decode_box
 from visionkit.layers.boxes import encode
 from visionkit.layers.paste import paste_masks
 from visionkit.layers.rle import decode
 from visionkit.model import Backbone, MultiTaskModel
-from visionkit.types import FeatureSpec, ImageInfo, InstanceTarget, LabelSet, Level, MixedBatch, RegionSamples
+from visionkit.types import Anchors, FeatureSpec, ImageInfo, InstanceTarget, LabelSet, Level, MixedBatch, RegionSamples
 from visionkit_rcnn.rcnn import RCNN, Regions
 from visionkit_rcnn.roi_keypoint import RoIKeypoint
 from visionkit_rcnn.roi_mask import RoIMask, crop_masks
-from visionkit_rcnn.rpn import RPN, Anchors, RPNOutput
+from visionkit_rcnn.rpn import RPN, RPNOutput
 
 SPEC = FeatureSpec({f"p{k}": Level(8, 2**k) for k in range(2, 7)})
 LABELS = LabelSet(("a", "b", "c"), keypoints=("left", "right"))
@@ -269,12 +270,76 @@ def test_soft_nms_of_the_head_is_the_plain_rule(method: str) -> None:
     torch.testing.assert_close(found.scores, torch.tensor([score for _, score in kept]), atol=1e-4, rtol=0)
 
 
+def cascade(**options: Any) -> RCNN:
+    head = boxes_head(class_agnostic=True, cascade=(0.6, 0.7), rpn_samples=10**6, samples=10**6, **options)
+    for branch in head.later:
+        nn.init.normal_(branch.deltas.weight, std=0.3)
+        nn.init.normal_(branch.classes.weight, std=0.5)
+    return head
+
+
+@torch.no_grad()
+def test_a_cascade_refines_the_boxes_of_the_stage_before() -> None:
+    head = cascade(nms=1.0, detections=10**6)
+    model = model_of(boxes=head)
+    batch = batch_of()
+    features = model.features(batch.images)
+    regions = model.run_heads(model.branches(features), batch, {"boxes": [0]})["boxes"]
+    boxes = head.rpn.propose(regions.rpn, **head.proposals)[0]
+    scores: list[Tensor] = []
+    for i, branch in enumerate((head.branch, *head.later), start=1):
+        logits, deltas = branch(head.pool(features, [boxes]))
+        scores.append(logits.softmax(1))
+        boxes = decode_box(deltas[:, 0], boxes, (10.0 * i, 10.0 * i, 5.0 * i, 5.0 * i))
+        boxes = torch.stack((boxes[:, 0::2].clamp(0, 128), boxes[:, 1::2].clamp(0, 96)), 2).flatten(1)
+    mean = (scores[0] + scores[1] + scores[2]) / 3
+    found = head.detect(regions)[0]
+    order = mean[:, 1:].flatten().argsort(descending=True)[:50]
+    torch.testing.assert_close(found.scores[:50], mean[:, 1:].flatten()[order])
+    torch.testing.assert_close(found.boxes[:50], boxes[order // 3])
+    assert torch.equal(found.labels[:50], order % 3)
+
+
+def test_each_stage_of_a_cascade_learns_at_an_iou_of_its_own() -> None:
+    head = cascade(beta=0.0)
+    model = model_of(boxes=head)
+    batch = batch_of(OBJECTS)
+    objects = OBJECTS.boxes
+    regions = torch.cat((objects, objects + torch.tensor([6, 4, -2, -3.0]), torch.tensor([[0, 80, 30, 95.0]])))
+    head.choose = lambda rpn, targets: [regions]  # type: ignore[method-assign]
+    losses, outputs = model.losses(batch)
+    boxes, of_class, of_delta, positives = regions, [], [], []
+    for i, (branch, iou) in enumerate(zip((head.branch, *head.later), (0.5, 0.6, 0.7)), start=1):
+        weights = (10.0 * i, 10.0 * i, 5.0 * i, 5.0 * i)
+        overlap, index = box_iou(boxes, objects).max(1)
+        on = overlap >= iou
+        logits, deltas = branch(head.pool(outputs["boxes"].features, [boxes]))
+        labels = torch.where(on, OBJECTS.labels[index] + 1, 0)
+        of_class.append(F.cross_entropy(logits, labels))
+        of_delta.append((deltas[on, 0] - encode(objects[index[on]], boxes[on], weights)).abs().sum() / len(regions))
+        positives.append(int(on.sum()))
+        boxes = decode_box(deltas[:, 0].detach(), boxes, weights)
+        boxes = torch.stack((boxes[:, 0::2].clamp(0, 128), boxes[:, 1::2].clamp(0, 96)), 2).flatten(1)
+    assert positives[0] == 4
+    assert positives[-1] > 0
+    torch.testing.assert_close(losses["boxes"]["box_class"], torch.stack(of_class).sum())
+    torch.testing.assert_close(losses["boxes"]["box_delta"], torch.stack(of_delta).sum())
+    assert [len(s.boxes) for s in outputs["boxes"].samples([OBJECTS])] == [5]  # what other heads learn from
+    losses["boxes"]["box_class"].backward()
+    assert all(branch.classes.weight.grad.abs().sum() > 0 for branch in (head.branch, *head.later))
+
+
+def test_a_cascade_is_class_agnostic() -> None:
+    with pytest.raises(ValueError, match="class_agnostic: true"):
+        RCNN(SPEC, LABELS, cascade=(0.6,))
+
+
 def test_exact_anchors_stand_on_the_stride_and_keep_their_fractions() -> None:
     info = [ImageInfo(0, "", (48, 88), (48, 88))]
     features = {"a": torch.zeros(1, 4, 12, 22), "b": torch.zeros(1, 4, 6, 12)}  # 88 pixels in 12 columns
     rpn = proposer()
     measured = rpn(features, (48, 88), info).anchors.levels[1].view(6, 12, 4)
-    rpn.exact_anchors, rpn.ratios = True, (0.5,)
+    rpn.make_anchors.exact, rpn.make_anchors.ratios = True, (0.5,)
     exact = rpn(features, (48, 88), info).anchors.levels[1].view(6, 12, 4)
     assert measured[0, 11].tolist() == [7 * 11 - 8, -8, 7 * 11 + 8, 8]
     width, height = 16 * 2**0.5, 16 / 2**0.5
