@@ -165,8 +165,8 @@ class RCNN(Head):
         class_agnostic: one box a region instead of one a class.
         background: the background too has deltas, which never learn (torchvision's weights).
         iou: IoU with an object from which a region is one.
-        cascade: the same for further stages, each of which starts from the boxes of the one before (Cascade R-CNN, Cai &
-            Vasconcelos, CVPR 2018, has 0.6 and 0.7); scores are the mean over the stages. Needs ``class_agnostic``.
+        cascade: the same for further stages, each of which starts from the boxes of the one before (Cascade R-CNN, Cai
+            and Vasconcelos, CVPR 2018, has 0.6 and 0.7); scores are the mean over the stages. Needs ``class_agnostic``.
         samples: regions an image that the box branch (and every head that reads its samples) learns from.
         positives: largest share of them that lies on objects.
         box_weights: factors of dx, dy, dw, dh; those of stage n are n times as large.
@@ -275,13 +275,14 @@ class RCNN(Head):
         samples = output.samples(batch.targets)
         count = sum(len(s.boxes) for s in samples)
         of_class, of_delta = [], []
-        for i, stage in enumerate(self.stages):
-            if i:
-                moved = self.stages[i - 1].move(deltas, [s.boxes for s in samples], output.rpn.info)
-                samples = [self.match(b, target, stage.iou) for b, target in zip(moved, batch.targets)]
-            logits, deltas = stage.branch(self.pool(output.features, [s.boxes for s in samples]))
+        for stage, after in zip(self.stages, (*self.stages[1:], None)):
+            boxes = [s.boxes for s in samples]
+            logits, deltas = stage.branch(self.pool(output.features, boxes))
             of_class.append(F.cross_entropy(logits, torch.cat([s.labels for s in samples]) + 1, reduction="sum"))
             of_delta.append(self._delta_loss(deltas, samples, batch.targets, stage))
+            if after is not None:
+                moved = stage.move(deltas, boxes, output.rpn.info)
+                samples = [self.match(b, target, after.iou) for b, target in zip(moved, batch.targets)]
         return {
             "rpn_objectness": objectness,
             "rpn_box": rpn_box,
@@ -334,14 +335,16 @@ class RCNN(Head):
     def detect(self, output: Regions) -> list[Detections]:
         """Final boxes of each image: every class of every proposal on its own, suppressed class by class."""
         regions = self.rpn.propose(output.rpn, **self.proposals)
+        *before, last = self.stages
         said = []
-        for i, stage in enumerate(self.stages):
-            if i:
-                regions = self.stages[i - 1].move(deltas, regions, output.rpn.info)
+        for stage in before:
             logits, deltas = stage.branch(self.pool(output.features, regions))
-            said.append(logits.softmax(1)[:, 1:])
+            said.append(logits.softmax(1))
+            regions = stage.move(deltas, regions, output.rpn.info)
+        logits, deltas = last.branch(self.pool(output.features, regions))
+        scores = torch.stack((*said, logits.softmax(1))).mean(0)[:, 1:]
         sizes = [len(r) for r in regions]
-        parts = zip(regions, torch.stack(said).mean(0).split(sizes), deltas.split(sizes), output.rpn.info)
+        parts = zip(regions, scores.split(sizes), deltas.split(sizes), output.rpn.info)
         return [self._detect(boxes, scores, moves, info.size) for boxes, scores, moves, info in parts]
 
     def _detect(self, regions: Tensor, scores: Tensor, deltas: Tensor, size: tuple[int, int]) -> Detections:
