@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visionkit import Head
-from visionkit.layers.boxes import decode, encode
+from visionkit.layers.boxes import IGNORED, decode, encode
 from visionkit.layers.roi import common_channels
 from visionkit.types import (
     Batch,
@@ -204,7 +204,9 @@ class YOLACT(Head):
     ) -> tuple[Tensor, Mean, Mean, Mean]:
         """Of one image: the label of each prior, as :func:`class_loss` wants it, and the other losses unweighted."""
         priors = self.priors(output.grids, info).to(output.deltas.device)
-        matched = assign(priors, target.boxes, target.crowd, low=self.iou[0], high=self.iou[1])
+        own = in_image(priors, info)
+        matched = torch.full_like(own, IGNORED, dtype=torch.int64)
+        matched[own] = assign(priors[own], target.boxes, target.crowd, low=self.iou[0], high=self.iou[1])
         positive = matched >= 0
         on = matched[positive]
         labels = matched.clone()
@@ -224,8 +226,9 @@ class YOLACT(Head):
         known = target.masks.flatten(1).any(1).bool()[on]
         on, coefficients = on[known], coefficients[known]
         cell = self._mask_cell(info)
+        rows, columns = cells_of(info, cell)
         used, index = on.unique(return_inverse=True)
-        masks = on_grid(target.masks[used], (prototypes.shape[1], prototypes.shape[2]), cell)[index]
+        prototypes, masks = prototypes[:, :rows, :columns], on_grid(target.masks[used], (rows, columns), cell)[index]
         boxes = target.boxes[on] / target.boxes.new_tensor((cell[1], cell[0], cell[1], cell[0]))
         return Mean(mask_loss(prototypes, coefficients, masks, boxes, self.mask_samples), len(on))
 
@@ -233,9 +236,11 @@ class YOLACT(Head):
         logits = self.semantic(output.finest[row : row + 1])[0].float()
         if target.masks is None:
             return Mean(logits.sum() * 0.0, 0)
+        cell = cell_size(info.size, self.strides[0])
+        rows, columns = cells_of(info, cell)
         objects = target.select(~target.crowd)
         assert objects.masks is not None
-        masks = on_grid(objects.masks, output.grids[0], cell_size(info.size, self.strides[0]))
+        logits, masks = logits[:, :rows, :columns], on_grid(objects.masks, (rows, columns), cell)
         return Mean(semantic_loss(logits, masks, objects.labels), 1)
 
     def _mask_cell(self, info: ImageInfo) -> tuple[float, float]:
@@ -252,7 +257,7 @@ class YOLACT(Head):
     def _predict_image(self, output: YOLACTOutput, row: int, info: ImageInfo) -> MaskPrediction:
         boxes, scores, labels, coefficients = self.detect(output, row, info)
         cell = self._mask_cell(info)
-        rows, columns = round(info.size[0] / cell[0]), round(info.size[1] / cell[1])
+        rows, columns = cells_of(info, cell)
         masks = assemble(output.prototypes[row][:, :rows, :columns], coefficients).sigmoid()
         masks = masks * inside(boxes / boxes.new_tensor((cell[1], cell[0]) * 2), rows, columns)
         rles = to_original(masks, boxes, cell, info)
@@ -261,22 +266,31 @@ class YOLACT(Head):
     def detect(self, output: YOLACTOutput, row: int, info: ImageInfo) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Boxes (n, 4) of one image in input pixels, not clipped, with scores, labels and coefficients, best first."""
         scores = output.logits[row].softmax(1)[:, 1:]
-        keep = (scores.amax(1) > self.score).nonzero()[:, 0]
-        scores, coefficients = scores[keep], output.coefficients[row][keep]
         priors = self.priors(output.grids, info).to(scores.device)
-        boxes = decode(output.deltas[row][keep], priors[keep], VARIANCES)
-        inner = _seen(boxes, info)
-        boxes, scores, coefficients = boxes[inner], scores[inner], coefficients[inner]
+        boxes = decode(output.deltas[row], priors, VARIANCES)
+        keep = (scores.amax(1) > self.score) & in_image(priors, info) & touches(boxes, info)
+        boxes, scores, coefficients = boxes[keep], scores[keep], output.coefficients[row][keep]
         suppress = cross_class_fast_nms if self.cross_class else fast_nms
         index, labels = suppress(boxes, scores, iou=self.nms, top_k=self.before_nms)
         index, labels = index[: self.max_detections], labels[: self.max_detections]
         return boxes[index], scores[index, labels], labels, coefficients[index]
 
 
-def _seen(boxes: Tensor, info: ImageInfo) -> Tensor:
-    """(N,) bool: which boxes reach into the image, and are not found in its padding."""
+def in_image(priors: Tensor, info: ImageInfo) -> Tensor:
+    """(P,) bool: which priors have their centre in the image. The others, on its padding, learn and find nothing."""
+    x, y = ((priors[:, :2] + priors[:, 2:]) / 2).unbind(1)
+    return (x < info.size[1]) & (y < info.size[0])
+
+
+def touches(boxes: Tensor, info: ImageInfo) -> Tensor:
+    """(N,) bool: of which boxes something is left in the image."""
     height, width = info.size
     return (boxes[:, 0] < width) & (boxes[:, 1] < height) & (boxes[:, 2] > 0) & (boxes[:, 3] > 0)
+
+
+def cells_of(info: ImageInfo, cell: tuple[float, float]) -> Grid:
+    """Rows and columns of the cells, of this height and width, that the image without padding takes."""
+    return round(info.size[0] / cell[0]), round(info.size[1] / cell[1])
 
 
 def _add(parts: tuple[Mean, ...]) -> Mean:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -353,6 +354,43 @@ def test_masks_are_cropped_to_the_object_in_training_and_to_the_found_box_when_p
     cells = 12 * 8  # the object, four pixels a cell; around it a rim of one cell
     expected = (cells * right + (14 * 10 - cells) * rim) / cells
     torch.testing.assert_close(found.value(), 6.125 * expected)
+
+
+def test_padding_changes_nothing() -> None:
+    head = make_head(score=0.0)
+    height, width = 90, 76
+    target = objects((10, 12, 60, 70), (30, 8, 74, 88), labels=[0, 1])
+    info = ImageInfo(0, "", (height, width), (height, width))
+    torch.manual_seed(0)
+    small, large = random_output(head, (height, width)), random_output(head, (SIZE, SIZE))
+    for part, a, b in zip(("deltas", "logits", "coefficients"), small[1], large[1]):
+        for own, padded in zip(a, b):
+            padded[:, : own.shape[1], : own.shape[2]] = own
+        setattr(small[0], part, torch.cat([x.reshape(1, -1, x.shape[-1] // 3) for x in a], 1))
+        setattr(large[0], part, torch.cat([x.reshape(1, -1, x.shape[-1] // 3) for x in b], 1))
+    for part in ("prototypes", "finest"):
+        own = getattr(small[0], part)
+        getattr(large[0], part)[:, :, : own.shape[2], : own.shape[3]] = own
+    found, predicted = [], []
+    for (output, _), size in ((small, (height, width)), (large, (SIZE, SIZE))):
+        fitting = replace(target, masks=target.masks[:, : size[0], : size[1]])  # type: ignore[index]
+        batch = MixedBatch(torch.zeros(1, 3, *size), (info,), {"masks": [fitting]}).view("masks", [0], targets=True)
+        torch.manual_seed(0)
+        found.append({name: loss.value() for name, loss in head.losses(output, batch).items()})  # type: ignore[union-attr]
+        predicted.append(head.predict(output, batch)[0])
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(predicted[0].boxes, predicted[1].boxes)
+    assert predicted[0].rles == predicted[1].rles
+
+
+def random_output(head: YOLACT, size: tuple[int, int]) -> tuple[YOLACTOutput, list[list[Tensor]]]:
+    """An output for one image, and maps (1, rows, columns, 3 k) of each level for deltas, logits and coefficients."""
+    grids = tuple((-(-size[0] // s), -(-size[1] // s)) for s in head.strides)
+    maps = [[torch.randn(1, *grid, 3 * width) for grid in grids] for width in (4, 3, 4)]
+    rows, columns = grids[0]
+    nothing = torch.zeros(0)
+    finest, prototypes = torch.randn(1, 16, rows, columns), torch.randn(1, 4, 2 * rows, 2 * columns)
+    return YOLACTOutput(nothing, nothing, nothing, prototypes, finest, grids), maps
 
 
 def test_sizes_other_than_550() -> None:
