@@ -13,7 +13,22 @@ def visionkit_components() -> list[Component]:
         ("centernet/resdcn101", "CenterNetResDCN101", "COCO, 80 classes, boxes"),
         ("centernet/dla34", "CenterNetDLA34", "COCO, 80 classes, boxes"),
     ]
+    corners = "visionkit_points.corner_weights"
+    corner_importers = [
+        ("centernet/hourglass104", "CenterNet104", "COCO, 80 classes, boxes"),
+        ("cornernet/hourglass104", "CornerNet104", "COCO, 80 classes, boxes"),
+        ("centernet_triplet/hourglass52", "Triplet52", "COCO, 80 classes, boxes"),
+        ("centernet_triplet/hourglass104", "Triplet104", "COCO, 80 classes, boxes"),
+    ]
     return [
         Component("head", "centernet", "visionkit_points.centernet:CenterNet", "boxes as centres (Objects as Points)"),
+        Component("head", "cornernet", "visionkit_points.cornernet:CornerNet", "boxes as pairs of corners (CornerNet)"),
+        Component(
+            "head",
+            "centernet_triplet",
+            "visionkit_points.centernet_triplet:CenterNetTriplet",
+            "boxes as corners that a centre confirms (CenterNet, Duan 2019)",
+        ),
         *(Component("importer", name, f"{weights}:{cls}", summary) for name, cls, summary in importers),
+        *(Component("importer", name, f"{corners}:{cls}", summary) for name, cls, summary in corner_importers),
     ]

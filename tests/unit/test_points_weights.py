@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.formula_weights import formula_weights
+from tests.formula_weights import blocks_image, formula_weights
 from visionkit.config import parse_pipeline
 from visionkit.model import MultiTaskModel
 from visionkit.model.build import build_model
@@ -20,23 +19,18 @@ from visionkit.model.importing import Importer
 from visionkit.model.run import load_state
 from visionkit.plugins import PluginManager
 from visionkit.types import ImageInfo, MixedBatch
-from visionkit_points import centernet_weights
+from visionkit_points import centernet_weights, corner_weights
 from visionkit_points.centernet import decode_centres
+from visionkit_points.corners import decode_points
 
 DATA = Path(__file__).parents[1] / "data"
 IMPORTERS: dict[str, type[Importer]] = {
     "centernet_resnet18": centernet_weights.CenterNetResNet18,
     "centernet_resdcn18": centernet_weights.CenterNetResDCN18,
     "centernet_dla34": centernet_weights.CenterNetDLA34,
+    "cornernet_hg104": corner_weights.CornerNet104,
+    "centernet_triplet52": corner_weights.Triplet52,
 }
-
-
-def blocks_image(height: int, width: int) -> Tensor:
-    """The picture (3, height, width) of blocks that the models were shown, as red, green, blue."""
-    random = np.random.Generator(np.random.PCG64(zlib.crc32(b"image")))
-    coarse = random.integers(0, 256, (-(-height // 8), -(-width // 8), 3), dtype=np.int64)
-    bgr = coarse.repeat(8, 0).repeat(8, 1)[:height, :width].astype(np.uint8)
-    return torch.from_numpy(bgr[..., ::-1].copy()).permute(2, 0, 1)
 
 
 def arrays_of(name: str) -> dict[str, Tensor]:
@@ -129,6 +123,38 @@ def test_centernet_on_dla_34_is_that_of_the_authors() -> None:
     check_centernet(output, expected)
 
 
+def check_points(model: MultiTaskModel, kinds: Mapping[str, str], stages: Mapping[str, str], name: str) -> None:
+    """Stages, pooled features and maps of CornerNet and of the triplet."""
+    expected = arrays_of(name)
+    last = len(model.head("boxes").levels) - 1
+    pools = {f"{kind}_pool": f"heads.boxes.{ours}.{last}.pool" for kind, ours in kinds.items()}
+    seen = record(model, {**stages, **pools})
+    _, output = say(model, 255)
+    near_all(seen, expected, dict.fromkeys([*stages, *pools], (32, 4)))
+    maps = output.stacks[-1]
+    for kind in kinds:
+        near_all({f"{kind}_heat": maps[f"{kind}_heat"]}, expected, {f"{kind}_heat": (40, 2)})
+        near_all({f"{kind}_regr": maps[f"{kind}_offset"]}, expected, {f"{kind}_regr": (1, 2)})
+        if kind != "ct":
+            near_all({f"{kind}_tag": maps[f"{kind}_tag"]}, expected, {f"{kind}_tag": (1, 2)})
+    if "centers" in expected:
+        points, scores, labels, _ = decode_points(maps, "ct", 70, 3)
+        near_rows(torch.cat((points, labels[..., None], scores[..., None]), 2)[0], expected["centers"])
+
+
+def test_cornernet_is_that_of_the_authors() -> None:
+    stages = {"pre": "backbone.stem", "kp0": "backbone.stacks.0", "inter1": "backbone.between.0"}
+    stages |= {"kp1": "backbone.stacks.1", "cnv1": "backbone.features.1"}
+    kinds = {"tl": "top_left", "br": "bottom_right"}
+    check_points(imported("cornernet_hg104"), kinds, stages, "cornernet_hg104")
+
+
+def test_the_triplet_is_that_of_the_authors() -> None:
+    stages = {"pre": "backbone.stem", "kp0": "backbone.stacks.0", "cnv0": "backbone.features.0"}
+    kinds = {"tl": "top_left", "br": "bottom_right", "ct": "centre"}
+    check_points(imported("centernet_triplet52"), kinds, stages, "centernet_triplet52")
+
+
 UNUSED_IN_DLA = (64 * 128 + 2 * 128) + (128 * 256 + 2 * 256)
 """Two projections that the authors' DLA has and never uses; timm leaves them out."""
 
@@ -140,6 +166,10 @@ UNUSED_IN_DLA = (64 * 128 + 2 * 128) + (128 * 256 + 2 * 256)
         (centernet_weights.CenterNetResNet101, 53_435_476),
         (centernet_weights.CenterNetResDCN18, 14_437_349),
         (centernet_weights.CenterNetDLA34, 19_675_892 - UNUSED_IN_DLA),
+        (corner_weights.CenterNet104, 191_284_008),
+        (corner_weights.CornerNet104, 201_035_212),
+        (corner_weights.Triplet104, 210_062_960),
+        (corner_weights.Triplet52, 104_844_152),
     ],
 )
 def test_parameter_counts(importer: type[Importer], count: int) -> None:
