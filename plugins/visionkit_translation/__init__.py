@@ -10,4 +10,19 @@ def visionkit_components() -> list[Component]:
         Component(
             "head", "pix2pix", "visionkit_translation.pix2pix:Pix2Pix", "pictures learnt from pairs (Isola, CVPR 2017)"
         ),
+        Component(
+            "head", "cyclegan", "visionkit_translation.cyclegan:CycleGAN", "pictures without pairs (Zhu, ICCV 2017)"
+        ),
+        Component(
+            "importer",
+            "pix2pix/unet256",
+            "visionkit_translation.published_weights:Pix2PixUNet256",
+            "a generator of pytorch-CycleGAN-and-pix2pix",
+        ),
+        Component(
+            "importer",
+            "cyclegan/resnet9",
+            "visionkit_translation.published_weights:CycleGANResNet9",
+            "a generator of pytorch-CycleGAN-and-pix2pix",
+        ),
     ]

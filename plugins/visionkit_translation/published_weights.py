@@ -10,10 +10,11 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from visionkit import Head
 from visionkit.model.importing import Importer, rename
-from visionkit.types import LabelSet
-from visionkit_translation.discriminator import PatchGAN
-from visionkit_translation.generators import ResNetGenerator
+from visionkit.types import FeatureSpec, LabelSet
+from visionkit_translation.cyclegan import CycleGAN
+from visionkit_translation.pix2pix import Pix2Pix
 
 
 def unet_names(downs: int) -> dict[str, str]:
@@ -67,7 +68,7 @@ evaluate:
 
     def convert(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         names = {theirs: f"heads.picture.generator.{ours}" for theirs, ours in unet_names(8).items()}
-        return rename(without_statistics(state), names) | anew("heads.picture.discriminator.", PatchGAN(6))
+        return anew(Pix2Pix(FeatureSpec(), LabelSet(()))) | rename(without_statistics(state), names)
 
 
 class CycleGANResNet9(Importer):
@@ -83,13 +84,9 @@ evaluate:
 
     def convert(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         names = {theirs: f"heads.picture.forth.{ours}" for theirs, ours in resnet_names(9).items()}
-        found = rename(without_statistics(state), names)
-        found |= anew("heads.picture.back.", ResNetGenerator())
-        for name in ("judge_first", "judge_second"):
-            found |= anew(f"heads.picture.{name}.", PatchGAN(norm="instance"))
-        return found
+        return anew(CycleGAN(FeatureSpec(), LabelSet(()))) | rename(without_statistics(state), names)
 
 
-def anew(prefix: str, network: PatchGAN | ResNetGenerator) -> dict[str, Tensor]:
-    """The tensors of a network that nobody has trained."""
-    return {prefix + name: value for name, value in network.state_dict().items()}
+def anew(head: Head) -> dict[str, Tensor]:
+    """The tensors of a head that nobody has trained."""
+    return {f"heads.picture.{name}": value for name, value in head.state_dict().items()}
