@@ -13,7 +13,7 @@ from visionkit.data.geometry import Geometry, pad_target
 from visionkit.data.shapes import ShapesSource
 from visionkit.errors import DataError
 from visionkit.layers.segments import from_rgb, renumber, runs, to_rgb
-from visionkit.types import IGNORE, PanopticPrediction, PanopticTarget
+from visionkit.types import IGNORE, LabelSet, PanopticPrediction, PanopticTarget
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +141,23 @@ def test_a_prediction_is_written_as_coco_reads_it(shapes: ShapesSource, tmp_path
     for segment, label in zip(record["segments_info"], truth.labels[~truth.crowd].tolist()):
         assert segment["category_id"] == labels.ids[label]
     np.testing.assert_array_equal(ids > 0, ~np.isin(truth.segments, 1 + np.flatnonzero(truth.crowd)))
+
+
+def test_a_prediction_of_some_segments_only(shapes: ShapesSource) -> None:
+    labels, sample = shapes.labels["panoptic"], shapes.load(2, ["panoptic"])
+    found = PanopticPrediction.from_target(sample.targets["panoptic"], sample.info, labels)
+    keep = torch.arange(len(found)) != 1
+    left = found.only(keep)
+    assert left.labels.tolist() == found.labels[keep].tolist()
+    np.testing.assert_array_equal(left.segments == 0, (found.segments == 0) | (found.segments == 2))
+    np.testing.assert_array_equal(left.segments == 2, found.segments == 3)
+
+
+def test_a_segment_without_a_pixel_is_not_written() -> None:
+    labels = LabelSet(("cat", "sky"))
+    found = PanopticPrediction(torch.full((2, 3), 2, dtype=torch.int32), torch.tensor([0, 1]), torch.ones(2))
+    (record,) = found.to_coco(7, labels)
+    assert record["segments_info"] == [{"id": 2, "category_id": 2, "score": 1.0, "area": 6}]
 
 
 @pytest.mark.real_data

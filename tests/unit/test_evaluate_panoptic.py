@@ -179,6 +179,21 @@ def test_regions_of_one_stuff_class_are_one_segment():
     assert evaluator([(things, prediction(found.segments, [0, 1]))]).result()["PQ"] < 1
 
 
+class Catless(Toy):
+    labels = {"panoptic": LabelSet(names=("puppy", "sky"), things=(True, False))}
+
+
+def test_predictions_of_classes_that_the_source_does_not_know_are_left_out():
+    truth, found = target(strip(0, 10, 10), [1, 2]), prediction(strip(0, 4, 6, 10), [0, 1, 2])
+    judge = PanopticEvaluator(Catless(), NAMES, label_map={"puppy": "dog"}, per_class=True)
+    judge.add([found], [truth], [info(1)])
+    result = judge.result()
+    assert (result["PQ/cat"], result["PQ/dog"], result["PQ/sky"]) == (-1, 0.6, 1)
+    unmapped = PanopticEvaluator(Catless(), NAMES, per_class=True)
+    unmapped.add([found], [truth], [info(1)])
+    assert unmapped.result()["PQ/dog"] == 0  # left out too, so that the dog is missed
+
+
 def test_predicted_segments_without_a_pixel_do_not_count():
     assert evaluator([(target(strip(0, 10), [0]), prediction(strip(0, 10), [0, 1]))]).result()["PQ"] == 1
 

@@ -85,6 +85,7 @@ def test_things_alone(coco, tmp_path):
     assert convert("coco", "detection", str(coco), str(tmp_path / "det.json"), things_only=True) == 2
     data = json.loads((tmp_path / "det.json").read_text())
     assert [a["category_id"] for a in data["annotations"]] == [3, 3, 3]
+    assert data["categories"] == CATEGORIES[:1]
     with pytest.raises(UserError, match="only the format detection"):
         convert("coco", "coco", str(coco), str(tmp_path / "x.json"), things_only=True)
 

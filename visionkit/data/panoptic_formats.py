@@ -216,7 +216,8 @@ def write_two_channel(data: DataSet, out: str) -> int:
 
 
 def write_detection(data: DataSet, out: str, *, things_only: bool = False) -> int:
-    """One annotation a segment, numbered from 1, with compressed run lengths."""
+    """One annotation a segment, numbered from 1, with compressed run lengths; ``things_only`` leaves stuff out of them
+    and of the categories."""
     stuff = {category["id"] for category in data.head["categories"] if not category.get("isthing", 1)}
     annotations: list[Record] = []
     written = 0
@@ -228,7 +229,10 @@ def write_detection(data: DataSet, out: str, *, things_only: bool = False) -> in
             code = rle.encode(one.segments == info["id"])
             mask = {"size": list(one.segments.shape), "counts": code["counts"].decode()}
             annotations.append(info | {"id": len(annotations) + 1, "image_id": one.image["id"], "segmentation": mask})
-    _write_json(out, data.head | {"annotations": annotations})
+    head = dict(data.head)
+    if things_only:
+        head["categories"] = [category for category in head["categories"] if category["id"] not in stuff]
+    _write_json(out, head | {"annotations": annotations})
     return written
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
+import torch
 
 from visionkit.data.base import Source
 from visionkit.errors import DataError
@@ -18,12 +19,14 @@ class PanopticEvaluator(Evaluator):
     """PQ, SQ and RQ over all classes, over things (``PQ_th`` ...) and over stuff (``PQ_st`` ...), as fractions.
 
     The rules are those of COCO's panoptic task: :func:`visionkit.evaluate.panoptic_metrics.match`. A class of stuff is
-    one segment of an image: where classes of the source became one of the head, their regions are joined.
+    one segment of an image: where classes of the source became one of the head, their regions are joined. Predictions
+    of classes that the source does not know are nothing that it could judge, and left out.
 
     Args:
         source, labels: as for every evaluator.
         per_class: also ``PQ/<class name>``.
-        label_map: not needed, for targets come in the labels of the head.
+        label_map: class name of the source -> of the head, or ``None`` to leave it out; a name that is missing stands
+            for itself.
     """
 
     reads = PanopticPrediction
@@ -38,6 +41,9 @@ class PanopticEvaluator(Evaluator):
     ) -> None:
         super().__init__(source, labels)
         self.per_class = per_class
+        theirs = next(source.labels[task] for task in ("panoptic", *source.labels) if task in source.labels)
+        mapped = {(label_map or {}).get(name, name) for name in theirs.names}
+        self.known = torch.tensor([name in mapped for name in labels.names])
         # By image, its classes and their counts: an image that two processes saw must count once.
         self.images: dict[int | str, tuple[np.ndarray, Counts]] = {}
 
@@ -53,6 +59,8 @@ class PanopticEvaluator(Evaluator):
             if target is None or image.id in self.images:
                 continue
             truth, found = cast(PanopticTarget, target), cast(PanopticPrediction, prediction)
+            if not self.known.all():
+                found = found.only(self.known[found.labels.cpu()])
             try:
                 counts = match(*self._truth(truth), *_arrays(found), len(self.labels))
             except DataError as error:

@@ -21,7 +21,7 @@ from visionkit.draw import comparison
 from visionkit.evaluate.base import Evaluator
 from visionkit.model.graph import MultiTaskModel
 from visionkit.model.run import write_atomically
-from visionkit.types import LabelSet, Prediction, Target
+from visionkit.types import ImageInfo, LabelSet, PanopticPrediction, Prediction, Target
 
 if TYPE_CHECKING:
     from visionkit.plugins import PluginManager
@@ -59,13 +59,14 @@ def evaluate_model(
     metrics: dict[str, float] = {}
     try:
         for feed in build_feeds(pipeline, plugins, sources, labels, training=False):
-            one = _SourceEvaluation(model, pipeline, plugins, labels, feed, keep=out is not None)
+            folder = None if out is None else out / "predictions" / feed.name
+            one = _SourceEvaluation(model, pipeline, plugins, labels, feed, folder)
             one.run(torch.device(device), rank, world_size, report)
             metrics.update(one.results(world_size))
             if out is not None and world_size > 1:
                 one.gather_predictions(world_size)
-            if out is not None and rank == 0:
-                one.write_predictions(out / "predictions" / feed.name)
+            if out is not None and folder is not None and rank == 0:
+                one.write_predictions(folder)
                 one.write_pictures(out / "pictures" / feed.name)
     finally:
         model.train(was_training)
@@ -82,9 +83,9 @@ class _SourceEvaluation:
         plugins: PluginManager,
         labels: Mapping[str, LabelSet],
         feed: Feed,
-        keep: bool,
+        folder: Path | None,
     ) -> None:
-        self.model, self.pipeline, self.feed, self.labels, self.keep = model, pipeline, feed, labels, keep
+        self.model, self.pipeline, self.feed, self.labels, self.folder = model, pipeline, feed, labels, folder
         self.heads = [head for head in model.order if head in feed.heads]
         self.evaluators = {head: _evaluators(model, pipeline, plugins, labels, feed, head) for head in self.heads}
         self.source_labels = {head: source_labels(pipeline, feed, head, labels[head]) for head in self.heads}
@@ -121,16 +122,20 @@ class _SourceEvaluation:
                 theirs: Sequence[Target | None] = targets.get(head, [None] * len(batch))
                 for evaluator in self.evaluators[head]:
                     evaluator.add(predictions[head], theirs, batch.info)
-            if self.keep:
-                self._keep(predictions, batch.info)
+            if self.folder is not None:
+                self._keep(predictions, batch.info, self.folder)
             done += len(batch) * world_size
             if report:
                 report(self.feed.name, min(done, total), total)
 
-    def _keep(self, predictions: Mapping[str, Sequence[Prediction]], info: Sequence[Any]) -> None:
+    def _keep(self, predictions: Mapping[str, Sequence[Prediction]], info: Sequence[ImageInfo], folder: Path) -> None:
         for row, image in enumerate(info):
             for head in self.heads:
-                found = predictions[head][row].to_coco(image.id, self.source_labels[head])
+                prediction, labels = predictions[head][row], self.source_labels[head]
+                if isinstance(prediction, PanopticPrediction):
+                    self.records[head].append(_write_panoptic(prediction, image, labels, folder / head))
+                    continue
+                found = prediction.to_coco(image.id, labels)
                 self.records[head].append([record for record in found if record["category_id"] != -1])
             if len(self.shown) < self.pipeline.evaluate.pictures:
                 self.shown.append({head: predictions[head][row] for head in self.heads})
@@ -175,6 +180,18 @@ class _SourceEvaluation:
             ok, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])
             if ok:
                 write_atomically(folder / f"{index:03d}_{name}.jpg", data.tobytes())
+
+
+def _write_panoptic(
+    prediction: PanopticPrediction, image: ImageInfo, labels: LabelSet, folder: Path
+) -> list[dict[str, Any]]:
+    """The record of an image, and its PNG, without which it says nothing, and which is too large to be kept."""
+    known = torch.tensor([number != -1 for number in labels.ids])
+    prediction = prediction.only(known[prediction.labels.cpu()])
+    name = f"{str(image.id).replace('/', '_')}.png"
+    _, data = cv2.imencode(".png", cv2.cvtColor(prediction.files()[""], cv2.COLOR_RGB2BGR))
+    write_atomically(folder / name, data.tobytes())
+    return [record | {"file_name": name} for record in prediction.to_coco(image.id, labels)]
 
 
 def _in_turn(parts: Sequence[Sequence[Any]]) -> list[Any]:

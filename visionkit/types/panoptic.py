@@ -98,9 +98,15 @@ class PanopticTarget(Target):
         """The segments that ``keep``, (N,) bool, picks."""
         if bool(keep.all()):
             return self
-        number = torch.zeros(len(self) + 1, dtype=torch.int32, device=keep.device)
-        number[1:][keep] = torch.arange(1, int(keep.sum()) + 1, dtype=torch.int32, device=keep.device)
+        number = _renumbered(keep)
         return PanopticTarget(number[self.segments.long()], self.labels[keep], self.crowd[keep], self.ids[keep])
+
+
+def _renumbered(keep: Tensor) -> Tensor:
+    """(N + 1,) int32: the new number of each segment and of void, 0 for those that ``keep``, (N,) bool, leaves out."""
+    number = torch.zeros(len(keep) + 1, dtype=torch.int32, device=keep.device)
+    number[1:][keep] = torch.arange(1, int(keep.sum()) + 1, dtype=torch.int32, device=keep.device)
+    return number
 
 
 @dataclass
@@ -130,6 +136,13 @@ class PanopticPrediction(Prediction):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def only(self, keep: Tensor) -> PanopticPrediction:
+        """The segments that ``keep``, (N,) bool, picks; the others become void."""
+        number, keep = _renumbered(keep), keep.to(self.labels.device)
+        return PanopticPrediction(
+            number.to(self.segments.device)[self.segments.long()], self.labels[keep], self.scores[keep]
+        )
+
     @classmethod
     def from_target(cls, target: PanopticTarget, info: ImageInfo, labels: LabelSet) -> Self:
         """Crowds become void: they are no objects."""
@@ -142,7 +155,7 @@ class PanopticPrediction(Prediction):
         return draw_panoptic(image, self, labels)
 
     def to_coco(self, image_id: int | str, labels: LabelSet) -> list[dict[str, Any]]:
-        """One record: the segments of the image, as in the file of COCO's panoptic results."""
+        """One record: the segments of the image that have a pixel, as in the file of COCO's panoptic results."""
         things = self.segments.cpu().numpy()
         areas = np.bincount(things.ravel(), minlength=len(self) + 1)
         rows = zip(self.labels.tolist(), self.scores.tolist())
@@ -151,6 +164,7 @@ class PanopticPrediction(Prediction):
             "segments_info": [
                 {"id": i, "category_id": labels.ids[label], "score": score, "area": int(areas[i])}
                 for i, (label, score) in enumerate(rows, 1)
+                if areas[i]
             ],
         }]  # fmt: skip
 
