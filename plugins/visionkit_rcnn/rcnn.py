@@ -21,14 +21,13 @@ from visionkit.types import (
     Detections,
     Features,
     FeatureSpec,
-    ImageInfo,
     InstanceTarget,
     LabelSet,
     Mean,
     RegionOutput,
     RegionSamples,
 )
-from visionkit_rcnn.branch import conv_stack, init_convs
+from visionkit_rcnn.box_branch import BoxBranch, Stage
 from visionkit_rcnn.rpn import RPN, RPNOutput
 
 
@@ -76,64 +75,6 @@ class Regions(RegionOutput):
             for answer, found in zip(part.answers, self.head.detect(part)):
                 answer.found = found
         return [answer.found for answer in self.answers if answer.found is not None]
-
-
-class BoxBranch(nn.Module):
-    """Pooled features (n, C, S, S) -> logits (n, classes) and deltas (n, boxes, 4), in float32."""
-
-    def __init__(
-        self,
-        channels: int,
-        size: int,
-        *,
-        convs: Sequence[int],
-        norm: NormName | None,
-        fcs: Sequence[int],
-        classes: int,
-        boxes: int,
-    ) -> None:
-        super().__init__()
-        self.conv, channels = conv_stack(channels, convs, norm)
-        init_convs(self.conv)
-        self.fc = nn.ModuleList()
-        channels *= size * size
-        for width in fcs:
-            layer = nn.Linear(channels, width)
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
-            self.fc.append(layer)
-            channels = width
-        self.classes, self.deltas = nn.Linear(channels, classes), nn.Linear(channels, boxes * 4)
-        for layer, std in ((self.classes, 0.01), (self.deltas, 0.001)):
-            nn.init.normal_(layer.weight, std=std)
-            nn.init.zeros_(layer.bias)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.conv(x).flatten(1)
-        for fc in self.fc:
-            x = F.relu(fc(x))
-        return self.classes(x).float(), self.deltas(x).float().unflatten(1, (-1, 4))
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One pass over the regions.
-
-    Attributes:
-        branch: what looks at them.
-        iou: with an object from which a region is one.
-        weights: factors of dx, dy, dw, dh.
-    """
-
-    branch: BoxBranch
-    iou: float
-    weights: tuple[float, ...]
-
-    @torch.no_grad()
-    def move(self, deltas: Tensor, regions: Sequence[Tensor], info: Sequence[ImageInfo]) -> list[Tensor]:
-        """The regions of each image where this stage sees them, for the next one to look at; (n, 1, 4) deltas."""
-        moved = decode(deltas[:, 0], torch.cat(list(regions)), self.weights).split([len(r) for r in regions])
-        return [clip_boxes_to_image(boxes, image.size) for boxes, image in zip(moved, info)]
 
 
 class RCNN(Head):
@@ -190,10 +131,12 @@ class RCNN(Head):
         spec: FeatureSpec,
         labels: LabelSet,
         *,
+        # anchors
         levels: tuple[str, ...] = ("p2", "p3", "p4", "p5", "p6"),
         anchor_sizes: tuple[tuple[float, ...], ...] = ((32,), (64,), (128,), (256,), (512,)),
         anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
         exact_anchors: bool = False,
+        # proposals
         rpn_convs: int = 1,
         rpn_iou: tuple[float, float] = (0.3, 0.7),
         rpn_samples: int = 256,
@@ -205,6 +148,7 @@ class RCNN(Head):
         rpn_after_nms: int = 1000,
         rpn_before_nms_train: int = 2000,
         rpn_after_nms_train: int = 2000,
+        # the box branch
         pool_levels: tuple[str, ...] = ("p2", "p3", "p4", "p5"),
         pool_size: int = 7,
         sampling_ratio: int = 2,
@@ -215,12 +159,14 @@ class RCNN(Head):
         fcs: tuple[int, ...] = (1024, 1024),
         class_agnostic: bool = False,
         background: bool = True,
+        # what it learns from
         iou: float = 0.5,
         cascade: tuple[float, ...] = (),
         samples: int = 512,
         positives: float = 0.25,
         box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0),
         beta: float = 1 / 9,
+        # detections
         score: float = 0.05,
         nms: float = 0.5,
         soft_nms: SoftNMS | None = None,
@@ -231,23 +177,19 @@ class RCNN(Head):
         self.levels = tuple(dict.fromkeys((*levels, *pool_levels)))
         self.rpn = RPN(
             spec, levels, anchor_sizes, anchor_ratios, convs=rpn_convs, iou=rpn_iou, samples=rpn_samples,
-            positives=rpn_positives, beta=rpn_beta, nms=rpn_nms, score=rpn_score,
-            exact_anchors=exact_anchors,
+            positives=rpn_positives, beta=rpn_beta, nms=rpn_nms, score=rpn_score, exact_anchors=exact_anchors,
         )  # fmt: skip
         self.pool = RegionPool(
             spec, pool_levels, pool_size, sampling_ratio=sampling_ratio, aligned=aligned, canonical_size=canonical_size
         )
         if cascade and not class_agnostic:
             raise ValueError("a cascade hands one box a region on to the next stage, so it needs class_agnostic: true")
-        boxes = 1 if class_agnostic else len(labels) + background
-        branches = [
-            BoxBranch(
-                self.pool.channels, pool_size, convs=convs, norm=norm, fcs=fcs, classes=len(labels) + 1, boxes=boxes
-            )
+        classes, boxes = len(labels) + 1, 1 if class_agnostic else len(labels) + background
+        self.branch, *later = [
+            BoxBranch(self.pool.channels, pool_size, convs=convs, norm=norm, fcs=fcs, classes=classes, boxes=boxes)
             for _ in (iou, *cascade)
         ]
-        self.branch, self.later = branches[0], nn.ModuleList(branches[1:])
-        self.ious = (iou, *cascade)
+        self.later, self.ious = nn.ModuleList(later), (iou, *cascade)
         self.proposals = {"before_nms": rpn_before_nms, "after_nms": rpn_after_nms}
         self.proposals_train = {"before_nms": rpn_before_nms_train, "after_nms": rpn_after_nms_train}
         self.class_agnostic, self.background = class_agnostic, background
