@@ -12,6 +12,7 @@ def visionkit_components() -> list[Component]:
         ("centernet/resdcn18", "CenterNetResDCN18", "COCO, 80 classes, boxes"),
         ("centernet/resdcn101", "CenterNetResDCN101", "COCO, 80 classes, boxes"),
         ("centernet/dla34", "CenterNetDLA34", "COCO, 80 classes, boxes"),
+        ("centernet/dla34_pose", "CenterNetPoseDLA34", "COCO, persons, 17 keypoints"),
     ]
     corners = "visionkit_points.corner_weights"
     corner_importers = [
@@ -22,6 +23,12 @@ def visionkit_components() -> list[Component]:
     ]
     return [
         Component("head", "centernet", "visionkit_points.centernet:CenterNet", "boxes as centres (Objects as Points)"),
+        Component(
+            "head",
+            "centernet_pose",
+            "visionkit_points.centernet_pose:CenterNetPose",
+            "keypoints as offsets from centres",
+        ),
         Component("head", "cornernet", "visionkit_points.cornernet:CornerNet", "boxes as pairs of corners (CornerNet)"),
         Component(
             "head",

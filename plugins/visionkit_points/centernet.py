@@ -72,7 +72,7 @@ class CenterNet(Head):
         weights: of the losses of heatmap, size and offset.
         peak: side of the neighbourhood that a peak is the largest of.
         detections: the most an image.
-        score: detections below it are dropped.
+        score: detections up to it are dropped.
         region_iou: IoU with an object from which a detection is one, for branches that learn from it.
     """
 
@@ -218,8 +218,13 @@ def decode_centres(
         peak: side of the neighbourhood that a peak is the largest of.
     """
     logits, labels, cells = top_peaks(maps["heat"], count, peak)
+    return boxes_at(maps, cells, labels if class_sizes else None), logits.sigmoid(), labels
+
+
+def boxes_at(maps: Mapping[str, Tensor], cells: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Boxes (B, n, 4) in cells around the centres in ``cells`` (B, n); with ``labels`` (B, n), of their own classes."""
     centres = cell_points(cells, maps["heat"].shape[3])
     centres = centres + (at_cells(maps["offset"], cells) if "offset" in maps else 0.5)
     sizes = at_cells(maps["size"], cells)
-    half = (of_class(sizes, labels) if class_sizes else sizes) / 2
-    return torch.cat((centres - half, centres + half), 2), logits.sigmoid(), labels
+    half = (sizes if labels is None else of_class(sizes, labels)) / 2
+    return torch.cat((centres - half, centres + half), 2)

@@ -73,7 +73,12 @@ def within(
 
     Boxes end at the image's edge; those of which nothing is left and those that score ``floor`` or less are dropped.
     """
-    edges = torch.tensor([(i.size[1], i.size[0]) * 2 for i in info], dtype=boxes.dtype, device=boxes.device)
-    boxes = torch.minimum(boxes.clamp(min=0), edges[:, None])
+    boxes = clipped(boxes, info)
     kept = (boxes[..., 2:] > boxes[..., :2]).all(2) & (scores > floor)
     return [Detections(boxes[i, keep], scores[i, keep], labels[i, keep]) for i, keep in enumerate(kept)]
+
+
+def clipped(boxes: Tensor, info: Sequence[ImageInfo]) -> Tensor:
+    """Boxes (B, n, 4) in input pixels that end at the true edge of their image."""
+    edges = torch.tensor([(i.size[1], i.size[0]) * 2 for i in info], dtype=boxes.dtype, device=boxes.device)
+    return torch.minimum(boxes.clamp(min=0), edges[:, None])

@@ -23,6 +23,7 @@ ARGUMENTS: dict[tuple[str, str], dict[str, Any]] = {
     ("head", "pix2pix"): {"downs": 5, "width": 4, "judge_layers": 2, "judge_width": 4},
     ("head", "retinanet"): {"channels": 24, "convs": 2},
     ("head", "centernet"): {"hidden": 16},
+    ("head", "centernet_pose"): {"hidden": 16},
     ("head", "cornernet"): {"levels": ["p2"], "hidden": 8},
     ("head", "centernet_triplet"): {"levels": ["p2"], "hidden": 8},
     ("head", "upsnet_semantic"): {"channels": [16]},

@@ -21,6 +21,7 @@ from visionkit.plugins import PluginManager
 from visionkit.types import ImageInfo, MixedBatch
 from visionkit_points import centernet_weights, corner_weights
 from visionkit_points.centernet import decode_centres
+from visionkit_points.centernet_pose import decode_poses
 from visionkit_points.corners import decode_points
 
 DATA = Path(__file__).parents[1] / "data"
@@ -28,6 +29,7 @@ IMPORTERS: dict[str, type[Importer]] = {
     "centernet_resnet18": centernet_weights.CenterNetResNet18,
     "centernet_resdcn18": centernet_weights.CenterNetResDCN18,
     "centernet_dla34": centernet_weights.CenterNetDLA34,
+    "centernet_dla34_pose": centernet_weights.CenterNetPoseDLA34,
     "cornernet_hg104": corner_weights.CornerNet104,
     "centernet_triplet52": corner_weights.Triplet52,
 }
@@ -123,6 +125,19 @@ def test_centernet_on_dla_34_is_that_of_the_authors() -> None:
     check_centernet(output, expected)
 
 
+def test_centernets_poses_are_those_of_the_authors() -> None:
+    expected = arrays_of("centernet_dla34_pose")
+    _, output = say(imported("centernet_dla34_pose"), 256)
+    maps = output.stacks[0]
+    seen = {"head_hm": maps["heat"], "head_wh": maps["size"], "head_reg": maps["offset"], "head_hps": maps["joints"]}
+    seen |= {"head_hm_hp": maps["joint_heat"], "head_hp_offset": maps["joint_offset"]}
+    near_all(seen, expected, {"head_hm": (1, 2), "head_wh": (1, 2), "head_reg": (1, 2), "head_hps": (8, 2)})
+    near_all(seen, expected, {"head_hm_hp": (8, 2), "head_hp_offset": (1, 2)})
+    boxes, scores, labels, keypoints = decode_poses(maps, 30)
+    points = keypoints[0, :, :, :2].flatten(1)
+    near_rows(torch.cat((boxes[0], scores[0, :, None], points, labels[0, :, None]), 1), expected["dets"])
+
+
 def check_points(model: MultiTaskModel, kinds: Mapping[str, str], stages: Mapping[str, str], name: str) -> None:
     """Stages, pooled features and maps of CornerNet and of the triplet."""
     expected = arrays_of(name)
@@ -166,6 +181,7 @@ UNUSED_IN_DLA = (64 * 128 + 2 * 128) + (128 * 256 + 2 * 256)
         (centernet_weights.CenterNetResNet101, 53_435_476),
         (centernet_weights.CenterNetResDCN18, 14_437_349),
         (centernet_weights.CenterNetDLA34, 19_675_892 - UNUSED_IN_DLA),
+        (centernet_weights.CenterNetPoseDLA34, 20_112_346 - UNUSED_IN_DLA),
         (corner_weights.CenterNet104, 191_284_008),
         (corner_weights.CornerNet104, 201_035_212),
         (corner_weights.Triplet104, 210_062_960),
