@@ -128,6 +128,13 @@ def test_focal_loss_of_sure_errors_and_sure_successes_is_finite() -> None:
         assert loss[1 - wrong] == 0
 
 
+def test_the_slope_of_focal_sums_is_that_of_their_values() -> None:
+    torch.manual_seed(0)
+    logits = (torch.randn(2, 5, 3, dtype=torch.float64) * 5).requires_grad_()
+    matched = torch.tensor([[0, -1, -2, -1, 3], [-1, -1, -1, -2, -1]])
+    assert torch.autograd.gradcheck(lambda x: focal_sums(x, matched, torch.tensor([2, 0])), logits)
+
+
 def test_every_anchor_starts_from_the_prior() -> None:
     assert prior_bias(0.01) == pytest.approx(-4.59512, abs=1e-5)
     head = small()
@@ -545,3 +552,19 @@ def test_bfloat16_is_near_float32() -> None:
     for name, loss in exact["boxes"].items():
         assert rough["boxes"][name].dtype == torch.float32
         torch.testing.assert_close(rough["boxes"][name], loss, rtol=0.05, atol=0.01)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_agrees_with_cpu() -> None:
+    model = model_of(score=0.0)
+    batch = batch_of(OBJECTS, NOTHING)
+    on_cpu, _ = model.losses(batch)
+    predicted = model.predict(batch)["boxes"][0]
+    model.cuda()
+    on_cuda, _ = model.losses(batch.to("cuda"))
+    torch.stack(list(on_cuda["boxes"].values())).sum().backward()
+    for name, loss in on_cpu["boxes"].items():
+        torch.testing.assert_close(on_cuda["boxes"][name].cpu(), loss, rtol=2e-3, atol=1e-4)
+    again = model.predict(batch.to("cuda"))["boxes"][0]
+    torch.testing.assert_close(again.scores.cpu(), predicted.scores, rtol=1e-2, atol=1e-3)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -44,10 +46,30 @@ def focal_sums(
     Returns:
         (B,).
     """
-    sums = (focal_background(logits, alpha, gamma).sum(2) * (matched != IGNORED)).sum(1)
+    anchors: Tensor = _BackgroundOfAnchors.apply(logits, alpha, gamma)
+    sums = (anchors * (matched != IGNORED)).sum(1)
     image, anchor = (matched >= 0).nonzero(as_tuple=True)
     own = logits[image, anchor, classes]
     return sums.index_add(0, image, focal_object(own, alpha, gamma) - focal_background(own, alpha, gamma))
+
+
+class _BackgroundOfAnchors(torch.autograd.Function):
+    """:func:`focal_background` summed over the last axis; keeps two tensors of that size, where autograd keeps five."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, alpha: float, gamma: float) -> Tensor:
+        p, surprise = logits.sigmoid(), F.softplus(logits)
+        ctx.save_for_backward(p, surprise)
+        ctx.alpha, ctx.gamma = alpha, gamma
+        return p.pow(gamma).mul_(surprise).sum(-1).mul_(1 - alpha)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None, None]:
+        """(1 - alpha) p^gamma (gamma (1 - p) softplus(x) + p)."""
+        p, surprise = ctx.saved_tensors
+        slope = torch.addcmul(surprise, p, surprise, value=-1).mul_(ctx.gamma).add_(p).mul_(p.pow(ctx.gamma))
+        return slope * ((1 - ctx.alpha) * above)[..., None], None, None
 
 
 def prior_bias(probability: float) -> float:
