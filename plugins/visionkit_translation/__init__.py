@@ -14,6 +14,9 @@ def visionkit_components() -> list[Component]:
             "head", "cyclegan", "visionkit_translation.cyclegan:CycleGAN", "pictures without pairs (Zhu, ICCV 2017)"
         ),
         Component(
+            "head", "style_transfer", "visionkit_translation.style:StyleTransfer", "a style (Johnson, ECCV 2016)"
+        ),
+        Component(
             "importer",
             "pix2pix/unet256",
             "visionkit_translation.published_weights:Pix2PixUNet256",

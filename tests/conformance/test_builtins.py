@@ -20,6 +20,7 @@ ARGUMENTS: dict[tuple[str, str], dict[str, Any]] = {
     ("head", "roi_keypoint"): {"convs": [16]},
     ("head", "yolact"): {"hidden": 16, "prototypes": 8},
     ("head", "cyclegan"): {"blocks": 1, "width": 4, "judge_layers": 2, "judge_width": 4, "pool": 3, "pool_side": 48},
+    ("head", "style_transfer"): {"width": 4, "blocks": 1, "vgg_width": 4, "style_size": 64},
     ("head", "pix2pix"): {"downs": 5, "width": 4, "judge_layers": 2, "judge_width": 4},
     ("head", "retinanet"): {"channels": 24, "convs": 2},
     ("head", "centernet"): {"hidden": 16},
@@ -47,7 +48,7 @@ ARGUMENTS: dict[tuple[str, str], dict[str, Any]] = {
     ("transform", "hflip"): {"probability": 0.5},
 }
 PORTS = ("semantic_fpn", "rcnn", "roi_mask")  # the heads that the ports of others are fed by
-OF_PICTURES = ("pictures", "pix2pix", "cyclegan")
+OF_PICTURES = ("pictures", "pix2pix", "cyclegan", "style_transfer")
 FAMILIES = 4  # parts that the checks of a head are tried in, for tests that run side by side
 
 CASES = [
