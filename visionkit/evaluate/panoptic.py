@@ -41,7 +41,7 @@ class PanopticEvaluator(Evaluator):
     ) -> None:
         super().__init__(source, labels)
         self.per_class = per_class
-        theirs = next(source.labels[task] for task in ("panoptic", *source.labels) if task in source.labels)
+        theirs = next((source.labels[task] for task in ("panoptic", *source.labels) if task in source.labels), labels)
         mapped = {(label_map or {}).get(name, name) for name in theirs.names}
         self.known = torch.tensor([name in mapped for name in labels.names])
         # By image, its classes and their counts: an image that two processes saw must count once.

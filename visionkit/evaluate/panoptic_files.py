@@ -68,7 +68,7 @@ def evaluate_panoptic(
         results: the same with ``annotations`` alone, or their list; one without ``file_name`` is a PNG that is named
             after its image, as ``visionkit predict`` writes it.
         gt_folder, dt_folder: their folders of PNGs; ``None``: beside the JSON, of the same name.
-        backend: who computes; the numbers are the same.
+        backend: who computes; the numbers are the same, but for the order in which they are added up.
         per_class: also ``PQ/<class name>``.
 
     Raises:
