@@ -29,6 +29,18 @@ def visionkit_components() -> list[Component]:
         ),
         Component(
             "backbone",
+            "unet_encoder",
+            "visionkit_backbones.unet_encoder:UNetEncoder",
+            "the contracting path of U-Net (Ronneberger, MICCAI 2015)",
+        ),
+        Component(
+            "backbone",
+            "xception_encoder",
+            "visionkit_backbones.xception_encoder:XceptionEncoder",
+            "the encoder of Keras' example of segmentation",
+        ),
+        Component(
+            "backbone",
             "hourglass",
             "visionkit_backbones.hourglass:StackedHourglass",
             "stacked hourglass (Newell, ECCV 2016), 1 to 8 stacks",

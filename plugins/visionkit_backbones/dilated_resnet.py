@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
+import timm
 from timm.models import is_model_in_modules
 from torch import Tensor
 
@@ -50,6 +51,8 @@ class DilatedResNet(Backbone):
         super().__init__()
         if output_stride not in (8, 16, 32):
             raise UserError(f"output_stride: {output_stride} is none of 8, 16, 32")
+        if timm.is_model(model) and not is_model_in_modules(model.split(".")[0], ["resnet"]):
+            raise UserError(f"model: {model} is no ResNet")
         self.resnet = TimmBackbone(
             model=model,
             levels=levels,
@@ -64,8 +67,6 @@ class DilatedResNet(Backbone):
         if pixels == "caffe":
             self.mean = (122.675 / 255, 116.669 / 255, 104.008 / 255)
             self.std = (1 / 255, 1 / 255, 1 / 255)
-        if not is_model_in_modules(model.split(".")[0], ["resnet"]):
-            raise UserError(f"model: {model} is no ResNet")
         for stage, stride in (("layer3", 16), ("layer4", 32)):
             if blocks := getattr(self.resnet.body, stage, None):
                 grid = multi_grid if stage == "layer4" and multi_grid else [1] * len(blocks)

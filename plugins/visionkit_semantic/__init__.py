@@ -42,6 +42,30 @@ def visionkit_components() -> list[Component]:
             "visionkit_semantic.fcn:FCN",
             "a class for every pixel: fully convolutional network (Long, CVPR 2015), 32s, 16s, 8s and on any levels",
         ),
+        Component(
+            "head",
+            "unet",
+            "visionkit_semantic.unet:UNet",
+            "a class for every pixel: U-Net (Ronneberger, MICCAI 2015), unpadded or on any levels",
+        ),
+        Component(
+            "head",
+            "deeplab_largefov",
+            "visionkit_semantic.deeplab_largefov:DeepLabLargeFOV",
+            "a class for every pixel: DeepLab-LargeFOV (Chen, ICLR 2015)",
+        ),
+        Component(
+            "head",
+            "dilated_context",
+            "visionkit_semantic.dilated_context:DilatedContext",
+            "a class for every pixel: DilatedNet (Yu, ICLR 2016), scores in a growing context",
+        ),
+        Component(
+            "head",
+            "xception_unet",
+            "visionkit_semantic.xception_unet:XceptionUNet",
+            "a class for every pixel: the small net of Keras' example",
+        ),
         *importers(),
     ]
 

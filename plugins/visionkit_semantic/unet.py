@@ -1,0 +1,122 @@
+"""U-Net's expanding path (Ronneberger et al., MICCAI 2015, figure 1), on its own encoder or any levels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from visionkit.errors import UserError
+from visionkit.layers.conv import ConvNormAct
+from visionkit.layers.norm import NormName
+from visionkit.layers.segmentation_losses import LossName, LossOptions
+from visionkit.layers.semantic import semantic_predictions
+from visionkit.layers.upsampling import Upsampling, make_upsampling
+from visionkit.model import Head
+from visionkit.types import (
+    Batch,
+    Features,
+    FeatureSpec,
+    LabelSet,
+    Mean,
+    SemanticOutput,
+    SemanticPrediction,
+    SemanticTarget,
+)
+from visionkit_semantic.parts import Scores, initialise, input_size, level_of
+
+
+class UNet(Head):
+    """From the coarsest level on: enlarge by 2, concatenate the next finer level, two 3x3 convolutions; at last scores.
+
+    Args:
+        spec: of the shared features.
+        labels: one class a region, background included.
+        levels: what it reads, coarsest first, each twice as fine as the one before.
+        channels: of the convolutions on each level but the coarsest; ``None``: as many as that level has, which is the
+            paper's.
+        upsampling: ``conv2x2`` is the paper's transposed convolution of 2x2; or any other way of enlarging.
+        margins: ``paper`` where the backbone is ``unet_encoder`` with the margins of the paper: no convolution is
+            padded, and levels are cropped to their middle.
+        norm: after each 3x3 convolution; the paper has none.
+        loss: the name of a loss, or a mapping with its settings.
+
+    Raises:
+        UserError: levels that are not each twice as fine, or as many widths as there are not levels.
+    """
+
+    task = "semantic"
+    makes = SemanticPrediction
+    output = SemanticOutput
+    loss_names = ("segmentation",)
+    evaluators = ("semantic",)
+    exportable = True
+
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        labels: LabelSet,
+        *,
+        levels: Sequence[str] = ("c5", "c4", "c3", "c2", "c1"),
+        channels: Sequence[int] | None = None,
+        upsampling: Upsampling | Literal["conv2x2"] = "conv2x2",
+        margins: Literal["same", "paper"] = "same",
+        norm: NormName | None = None,
+        loss: LossName | LossOptions = "cross_entropy",
+    ) -> None:
+        super().__init__(spec, labels)
+        read = [level_of(spec, name) for name in levels]
+        strides = [level.stride for level in read]
+        if any(coarse != 2 * fine for coarse, fine in zip(strides, strides[1:])):  # noqa: RUF007
+            raise UserError(f"levels: strides {', '.join(map(str, strides))}; each must be half of the one before")
+        widths = [level.channels for level in read[1:]] if channels is None else list(channels)
+        if len(widths) != len(read) - 1:
+            raise UserError(f"channels: {len(widths)} widths for the {len(read) - 1} levels but the coarsest")
+        self.levels, self.margins = tuple(levels), margins
+        self.up, self.convs = nn.ModuleList(), nn.ModuleList()
+        before = read[0].channels
+        for level, width in zip(read[1:], widths):
+            if upsampling == "conv2x2":
+                self.up.append(nn.ConvTranspose2d(before, width, 2, 2))
+            else:
+                self.up.append(make_upsampling(upsampling, before, width))
+            first = ConvNormAct(width + level.channels, width, norm=norm)
+            self.convs.append(nn.Sequential(first, ConvNormAct(width, width, norm=norm)))
+            before = width
+        self.score = nn.Conv2d(before, len(labels), 1)
+        initialise(self.convs)
+        if margins == "paper":
+            for module in self.convs.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.padding = (0, 0)
+        self.scores = Scores(len(labels), read[-1].stride, loss)
+
+    def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> SemanticOutput:
+        """Logits (B, classes, H / stride, W / stride) at the finest level, rounded up."""
+        x = features[self.levels[0]]
+        for name, up, convs in zip(self.levels[1:], self.up, self.convs):
+            beside, x = features[name], up(x)
+            if self.margins == "paper":
+                beside = middle(beside, x)
+            else:  # sizes were rounded up on the way down
+                x = x[..., : beside.shape[2], : beside.shape[3]]
+            x = convs(torch.cat([beside, x], 1))
+        height, width = (-(-side // self.scores.stride) for side in input_size(batch))
+        return SemanticOutput(self.score(x)[..., :height, :width])
+
+    def losses(self, output: SemanticOutput, batch: Batch[SemanticTarget]) -> dict[str, Tensor | Mean]:
+        """The loss at every labelled pixel, upsampled to the input first."""
+        return self.scores.losses(output, batch)
+
+    def predict(self, output: SemanticOutput, batch: Batch) -> list[SemanticPrediction]:
+        """A label map at the original size, an image."""
+        return semantic_predictions(output.logits, batch, stride=self.scores.stride)
+
+
+def middle(x: Tensor, like: Tensor) -> Tensor:
+    """The middle of a map, as large as another one."""
+    height, width = int(like.shape[2]), int(like.shape[3])
+    top, left = (int(x.shape[2]) - height) // 2, (int(x.shape[3]) - width) // 2
+    return x[..., top : top + height, left : left + width]
