@@ -14,13 +14,15 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from tests.formula_weights import formula_weights
-from visionkit.config import parse_pipeline
+from visionkit.config import load_pipeline, parse_pipeline
 from visionkit.data.base import Sample
+from visionkit.data.coco_classes import COCO_OBJECTS
 from visionkit.data.loader import collate
 from visionkit.data.wiring import build_transforms
 from visionkit.errors import UserError
 from visionkit.layers import rle
 from visionkit.model import MultiTaskModel
+from visionkit.model.build import build_model
 from visionkit.model.importing import Importer, import_model
 from visionkit.plugins import PluginManager
 from visionkit.types import ImageInfo, MaskPrediction
@@ -149,6 +151,21 @@ def test_parameter_counts(runs: dict[str, Run]) -> None:
     assert count(base.head.branch) == 1_399_135
     assert count(base.head.semantic) == 20_560
     assert count(runs["resnet50"].model) == 50_157_071 - 42_500_160 + 23_508_032
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "parameters"),
+    [
+        ("yolact_r101_coco", (), 50_157_071),
+        ("yolact_r50_coco", (), 31_164_943),
+        ("yolact_r101_coco", ("backbone.model=darknet53",), 47_783_087),
+    ],
+)
+def test_shipped_pipelines_have_as_many(name: str, changes: tuple[str, ...], parameters: int) -> None:
+    pipeline, plugins = load_pipeline(name, changes), PluginManager()
+    with torch.device("meta"):
+        model = build_model(pipeline, plugins, {"objects": COCO_OBJECTS})
+    assert sum(p.numel() for p in model.parameters()) == parameters
 
 
 def test_pictures_are_resized_and_normalised_as_published() -> None:
