@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from visionkit.types import BoxPrediction, ImageInfo, InstanceTarget, MixedBatch
 from visionkit_dense_detection.retinanet_weights import (
     COCO_OBJECTS_91,
     Detectron2RetinaNet,
+    Detectron2RetinaNet101,
     RetinaNetV1,
     RetinaNetV2,
     ratios_first,
@@ -146,6 +148,7 @@ def gradient(model: Any, loss: Any, layer: str) -> Tensor:
         (RetinaNetV1, {"conv_p5": "conv_c5"}, 38_143_767, 6_691_415),
         (RetinaNetV2, {}, 38_198_935, 6_693_463),
         (Detectron2RetinaNet, {}, 37_915_572, 6_463_220),
+        (Detectron2RetinaNet101, {}, 37_915_572 + 42_394_816 - 23_454_912, 6_463_220),
     ],
 )
 def test_parameter_counts(importer: type[Importer], options: dict[str, str], whole: int, head: int) -> None:
@@ -203,6 +206,18 @@ def test_anchors_of_a_cell_change_their_order() -> None:
 
 
 # -- detectron2
+
+
+def test_a_deeper_backbone_has_more_blocks_of_the_same_names() -> None:
+    names = [entry["name"] for entry in json.loads((FIXTURE / "keys.json").read_text())]
+    block = [name for name in names if ".res4.5." in name]
+    names += [name.replace(".res4.5.", f".res4.{i}.") for name in block for i in range(6, 23)]
+    state = {name: torch.zeros(9) for name in names}
+    with torch.device("meta"):
+        pipeline = parse_pipeline(Detectron2RetinaNet101.pipeline, "deeper")
+        model = build_model(pipeline, PluginManager(), Detectron2RetinaNet101.labels)
+    state["backbone.bottom_up.stem.conv1.weight"] = torch.zeros(64, 3, 7, 7)
+    assert Detectron2RetinaNet101().convert(state).keys() == model.state_dict().keys()
 
 
 @pytest.fixture(scope="module")
