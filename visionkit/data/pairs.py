@@ -61,8 +61,8 @@ class PairsSource(Source):
         first = read_image(path)
         if self._pictures is None:
             first, second = _halves(first, path)
-        elif not self._reverse and not set(self.tasks) & set(tasks):
-            second = first  # nobody looks at it
+        elif self._pictures[index] == path or (not self._reverse and not set(self.tasks) & set(tasks)):
+            second = first  # the same file, or nobody looks at it
         else:
             second = read_image(self._pictures[index])
             if second.shape != first.shape:
