@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from visionkit.data import Transform
 from visionkit.data.coco import CocoSource
 from visionkit.data.geometry import Geometry, pad_target
 from visionkit.data.shapes import ShapesSource
+from visionkit.data.transforms import ColorJitter, HorizontalFlip, Normalize, Resize, ScaleJitterCrop
 from visionkit.errors import DataError
 from visionkit.layers.segments import from_rgb, renumber, runs, to_rgb
 from visionkit.types import IGNORE, LabelSet, PanopticPrediction, PanopticTarget
@@ -108,6 +110,24 @@ def test_a_crop_moves_segments_as_it_moves_label_maps(shapes: ShapesSource, mirr
     assert len(panoptic) < len(sample.targets["panoptic"])
     assert set(panoptic.segments.unique().tolist()) - {0} == set(range(1, len(panoptic) + 1))
     assert set(panoptic.ids.tolist()) < set(sample.targets["panoptic"].ids.tolist())
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        Resize(short=150, long=170),
+        ScaleJitterCrop(size=[80, 90], scale=(0.5, 2.0)),
+        HorizontalFlip(probability=1.0),
+        Normalize(),
+        ColorJitter(brightness=0.3),
+    ],
+    ids=lambda transform: type(transform).__name__,
+)
+def test_every_transform_keeps_it_in_step_with_the_label_map(shapes: ShapesSource, transform: Transform) -> None:
+    for index in range(4):
+        torch.manual_seed(index)
+        targets = transform(shapes.load(index, ["panoptic", "semantic"])).targets
+        np.testing.assert_array_equal(targets["panoptic"].semantic().labels, targets["semantic"].labels)
 
 
 def test_padding_is_void(shapes: ShapesSource) -> None:
