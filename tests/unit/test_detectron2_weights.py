@@ -56,6 +56,7 @@ class Reference:
     def __init__(self, importer: Any, state: dict[str, Tensor], folder: Path) -> None:
         torch.save({"model": state}, folder / "weights.pth")
         self.model = import_model(importer, folder / "weights.pth", PluginManager())[1]
+        (folder / "weights.pth").unlink()
         self.batch = photo(self.model)
         with torch.no_grad():
             self.features = self.model.features(self.batch.images)
@@ -72,13 +73,18 @@ class Reference:
 
 
 @pytest.fixture(scope="module")
-def mask(tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    return Reference(MaskRCNN(), formula_weights(FIXTURE / "keys.json"), tmp_path_factory.mktemp("mask"))
+def weights() -> dict[str, Tensor]:
+    return formula_weights(FIXTURE / "keys.json")
 
 
 @pytest.fixture(scope="module")
-def keypoint(tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    state = formula_weights(FIXTURE / "keys.json") | formula_weights(FIXTURE / "keypoint_keys.json")
+def mask(weights: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    return Reference(MaskRCNN(), weights, tmp_path_factory.mktemp("mask"))
+
+
+@pytest.fixture(scope="module")
+def keypoint(weights: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    state = weights | formula_weights(FIXTURE / "keypoint_keys.json")
     state = {name: tensor for name, tensor in state.items() if not name.startswith("roi_heads.mask_head")}
     return Reference(KeypointRCNN(), state, tmp_path_factory.mktemp("keypoint"))
 
@@ -234,8 +240,8 @@ def test_buffers_that_are_computed_anew_are_left_out_and_strangers_are_named() -
 
 
 @pytest.fixture(scope="module")
-def panoptic(tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    state = formula_weights(FIXTURE / "keys.json") | formula_weights(FIXTURE / "panoptic_keys.json")
+def panoptic(weights: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    state = weights | formula_weights(FIXTURE / "panoptic_keys.json")
     return Reference(PanopticFPN(), state, tmp_path_factory.mktemp("panoptic"))
 
 
