@@ -15,7 +15,7 @@ backbone: {{name: timm, model: {model}}}
 neck: {{name: fpn, inputs: [c3, c4, c5], extra: conv_p5, upsample: bilinear, relu: outputs}}
 heads:
   objects: {{name: yolact}}
-train: {{channels_last: false}}
+train: {{channels_last: false, size_divisor: 1}}
 evaluate:
   transforms:
     - {{name: normalize, mean: [0.48502, 0.457961, 0.407608], std: [0.22902, 0.224, 0.22502]}}
@@ -43,8 +43,8 @@ NAMES = {
 class YOLACTResNet101(Importer):
     """``yolact_base``: masks of COCO's 80 classes.
 
-    Equal to the published code on images of just 550 x 550 pixels. Loaders pad those to 576, which shifts the grids of
-    the pyramid against each other by a part of a cell.
+    Its images are 550 x 550 without padding, as in the published code: any would shift the grids of the pyramid
+    against each other by a part of a cell.
     """
 
     pipeline = PIPELINE.format(model="resnet101")

@@ -9,11 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from visionkit.config import load_pipeline
+from visionkit.data.wiring import build_sources
 from visionkit.errors import RunError, UserError
+from visionkit.evaluate.runner import evaluate_model
+from visionkit.infer import load
 from visionkit.model.run import RunFolder, load_model, load_weights
 from visionkit.plugins import PluginManager
 from visionkit.train import train
@@ -114,3 +118,30 @@ def test_parts_learn_at_their_own_rate_or_not_at_all(tiny: Path, tmp_path: Path)
     rates = {group["lr_scale"] for group in checkpoint["optimizers"]["main"]["param_groups"]}
     assert rates == {0.0, 1.0}
     assert list((tmp_path / "out" / "tensorboard").glob("events.*"))
+
+
+def test_metrics_of_one_name_are_told_apart(done: Path, tmp_path: Path):
+    """Both evaluators of the mask head have an AP; neither may hide the other."""
+    two = ["evaluate.metrics={masks: [coco_bbox, coco_segm]}", "evaluate.max_images=2"]
+    loaded = load_model(done, PluginManager(), two)
+    sources = build_sources(loaded.pipeline, PluginManager(), "val")
+    found = evaluate_model(loaded.model, loaded.pipeline, PluginManager(), loaded.labels, sources)
+    assert {"things/masks/coco_bbox/AP", "things/masks/coco_segm/AP", "things/boxes/AP"} <= set(found)
+    assert "things/masks/AP" not in found
+
+
+def test_images_are_padded_as_the_pipeline_says(tiny: Path, tmp_path: Path):
+    pipeline = load_pipeline(str(tiny), ["train.size_divisor=48", "train.steps=1", "evaluate.max_images=1"])
+    plugin = tmp_path / "watcher.py"
+    plugin.write_text(
+        "from visionkit import hookimpl\n"
+        "@hookimpl\n"
+        "def visionkit_run_started(run):\n"
+        "    def note(backbone, images):\n"
+        "        (run.folder.path / 'sizes.txt').write_text(str(tuple(images[0].shape[2:])))\n"
+        "    run.model.backbone.register_forward_pre_hook(note)\n"
+    )
+    train(pipeline, PluginManager(files=[str(plugin)]), tmp_path / "out", accelerator="cpu")
+    assert (tmp_path / "out" / "sizes.txt").read_text() == "(96, 96)"
+    (found,) = load(tmp_path / "out").predict(np.zeros((64, 64, 3), np.uint8))
+    assert found.keys() == {"semantic", "boxes", "masks", "keypoints"}

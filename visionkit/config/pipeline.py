@@ -177,6 +177,7 @@ class TrainConfig:
     checkpoint_every: Positive | None = None
     log_every: Positive = 20
     channels_last: bool = True
+    size_divisor: Positive = 32
     on_error: Literal["fail", "skip"] = "fail"
     tensorboard: bool = False
     init: str | None = None

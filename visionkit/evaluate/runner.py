@@ -108,6 +108,7 @@ class _SourceEvaluation:
             world_size=world_size,
             max_images=config.max_images,
             on_error=self.pipeline.train.on_error,
+            size_divisor=self.pipeline.train.size_divisor,
         )
         total = min(len(self.feed.source), config.max_images or len(self.feed.source))
         done = 0
@@ -144,13 +145,23 @@ class _SourceEvaluation:
         """Metrics by ``source/head/metric``, over the images of all processes."""
         out: dict[str, float] = {}
         for head in self.heads:
+            results: list[dict[str, float]] = []
             for evaluator in self.evaluators[head]:
                 if world_size > 1:
                     states: list[Any] = [None] * world_size
                     torch.distributed.all_gather_object(states, evaluator.state())
                     evaluator.merge([s for r, s in enumerate(states) if r != torch.distributed.get_rank()])
-                out |= {f"{self.feed.name}/{head}/{metric}": value for metric, value in evaluator.result().items()}
+                results.append(evaluator.result())
+            out |= {f"{self.feed.name}/{head}/{metric}": value for metric, value in self._named(head, results).items()}
         return out
+
+    def _named(self, head: str, results: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """The metrics of all evaluators of a head; where two use one name (AP), under the names of their evaluators."""
+        names = list(itertools.chain(*results))
+        if len(set(names)) == len(names):
+            return {name: value for result in results for name, value in result.items()}
+        who = [config.name for config in metrics_of(self.pipeline, self.model, head)]
+        return {f"{one}/{name}": value for one, own in zip(who, results) for name, value in own.items()}
 
     def gather_predictions(self, world_size: int) -> None:
         """Records and predictions of all processes, in the order of the images."""
@@ -200,6 +211,15 @@ def _in_turn(parts: Sequence[Sequence[Any]]) -> list[Any]:
     return [one for turn in itertools.zip_longest(*parts, fillvalue=missing) for one in turn if one is not missing]
 
 
+def metrics_of(pipeline: Pipeline, model: MultiTaskModel, head: str) -> list[ComponentConfig]:
+    """The evaluators of a head: those that the pipeline names, else its own."""
+    configs = pipeline.evaluate.metrics.get(head)
+    if configs is not None:
+        return configs
+    at = pipeline.heads[head].at
+    return [ComponentConfig(name=name, args={}, at=at) for name in model.head(head).evaluators]
+
+
 def _evaluators(
     model: MultiTaskModel,
     pipeline: Pipeline,
@@ -208,13 +228,9 @@ def _evaluators(
     feed: Feed,
     head: str,
 ) -> list[Evaluator]:
-    configs = pipeline.evaluate.metrics.get(head)
-    if configs is None:
-        at = pipeline.heads[head].at
-        configs = [ComponentConfig(name=name, args={}, at=at) for name in model.head(head).evaluators]
     label_map = pipeline.sources[feed.name].labels_for(head)
     built = []
-    for config in configs:
+    for config in metrics_of(pipeline, model, head):
         # Targets come relabelled; only an evaluator that reads the annotation file itself needs the map.
         takes_map = "label_map" in inspect.signature(plugins.load("evaluator", config.name)).parameters
         extra = {"label_map": label_map} if label_map and takes_map else {}

@@ -162,7 +162,8 @@ def find_conflicts(
 
     def look(at: Sequence[Feed]) -> dict[str, Part]:
         loader = train_loader(at, batch_size=train.batch_size, seed=train.seed, steps=batches,
-                              workers=train.workers, on_error=train.on_error)  # fmt: skip
+                              workers=train.workers, on_error=train.on_error,
+                              size_divisor=train.size_divisor)  # fmt: skip
         ready = (b.to(device).normalised(model.mean, model.std, channels_last=train.channels_last) for b in loader)
         return measure(model, ready, balancer)
 

@@ -102,6 +102,7 @@ def train(
         rank=fabric.global_rank,
         world_size=fabric.world_size,
         on_error=pipeline.train.on_error,
+        size_divisor=pipeline.train.size_divisor,
     )
     plugins.hook.visionkit_run_started(run=run)
     if checkpoint is None and fabric.global_rank > 0:

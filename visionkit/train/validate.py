@@ -120,7 +120,8 @@ def _feeds(
 
 def _one_batch(pipeline: Pipeline, plugins: PluginManager, model: MultiTaskModel, feed: Feed) -> tuple[None, str]:
     train = pipeline.train
-    batches = train_loader([feed], batch_size=train.batch_size, seed=train.seed, steps=1, on_error=train.on_error)
+    batches = train_loader([feed], batch_size=train.batch_size, seed=train.seed, steps=1, on_error=train.on_error,
+                           size_divisor=train.size_divisor)  # fmt: skip
     batch = next(iter(batches)).normalised(model.mean, model.std, channels_last=train.channels_last)
     model.train()
     losses, _ = model.losses(batch)
