@@ -84,7 +84,7 @@ class DeepLabLargeFOV(Head):
         """Logits (B, classes, H / stride, W / stride), rounded up."""
         return SemanticOutput(self.scores(self.score(self.fc(features[self.level])), batch))
 
-    def losses(self, output: SemanticOutput, batch: Batch[SemanticTarget]) -> dict[str, Tensor | Mean]:
+    def losses(self, output: SemanticOutput, batch: Batch[SemanticTarget]) -> dict[str, Mean]:
         """The loss at every labelled cell, or pixel."""
         if self.learn_at == "pixels":
             return self.scores.losses(output, batch)

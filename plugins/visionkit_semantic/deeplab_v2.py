@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
-
 from visionkit.layers.aspp import SummedASPP, rates_at
 from visionkit.layers.segmentation_losses import LossName, LossOptions
 from visionkit.layers.semantic import semantic_predictions
@@ -66,7 +64,7 @@ class DeepLabV2(Head):
         """Logits (B, classes, H / stride, W / stride), rounded up."""
         return SemanticOutput(self.scores(self.aspp(features[self.level]), batch))
 
-    def losses(self, output: SemanticOutput, batch: Batch[SemanticTarget]) -> dict[str, Tensor | Mean]:
+    def losses(self, output: SemanticOutput, batch: Batch[SemanticTarget]) -> dict[str, Mean]:
         """The loss at every labelled pixel, upsampled to the input first."""
         return self.scores.losses(output, batch)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from visionkit.layers.aspp import ASPP, rates_at
 from visionkit.layers.conv import ConvNormAct
@@ -82,7 +82,7 @@ class DeepLabV3(Head):
         side = None if self.auxiliary_level is None else features[self.auxiliary_level]
         return DeepSemanticOutput(self.scores(self.score(x), batch), side)
 
-    def losses(self, output: DeepSemanticOutput, batch: Batch[SemanticTarget]) -> dict[str, Tensor | Mean]:
+    def losses(self, output: DeepSemanticOutput, batch: Batch[SemanticTarget]) -> dict[str, Mean]:
         """The loss at every labelled pixel, upsampled to the input first."""
         if self.auxiliary is None:
             return self.scores.losses(output, batch)

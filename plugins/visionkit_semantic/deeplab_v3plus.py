@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from visionkit.errors import UserError
 from visionkit.layers.aspp import ASPP, rates_at
@@ -107,7 +107,7 @@ class DeepLabV3Plus(Head):
         x = resize(x, (int(low.shape[-2]), int(low.shape[-1])), self.scale, self.align)
         return SemanticOutput(self.scores(self.score(self.decoder(torch.cat([x, low], 1))), batch))
 
-    def losses(self, output: SemanticOutput, batch: Batch[SemanticTarget]) -> dict[str, Tensor | Mean]:
+    def losses(self, output: SemanticOutput, batch: Batch[SemanticTarget]) -> dict[str, Mean]:
         """The loss at every labelled pixel, upsampled to the input first."""
         return self.scores.losses(output, batch)
 

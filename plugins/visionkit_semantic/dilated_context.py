@@ -129,7 +129,7 @@ class DilatedContext(Head):
         """Logits (B, classes, H / stride, W / stride), rounded up."""
         return SemanticOutput(self.scores(self.context(self.score(features[self.level])), batch))
 
-    def losses(self, output: SemanticOutput, batch: Batch[SemanticTarget]) -> dict[str, Tensor | Mean]:
+    def losses(self, output: SemanticOutput, batch: Batch[SemanticTarget]) -> dict[str, Mean]:
         """The loss at every labelled pixel, upsampled to the input first."""
         return self.scores.losses(output, batch)
 

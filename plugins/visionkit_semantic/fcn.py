@@ -135,7 +135,7 @@ class FCN(Head):
         half = factor // 2
         return x[..., half : x.shape[2] - half, half : x.shape[3] - half]
 
-    def losses(self, output: DeepSemanticOutput, batch: Batch[SemanticTarget]) -> dict[str, Tensor | Mean]:
+    def losses(self, output: DeepSemanticOutput, batch: Batch[SemanticTarget]) -> dict[str, Mean]:
         """The loss at every labelled pixel."""
         if self.auxiliary is None:
             return self.scores.losses(output, batch)

@@ -73,7 +73,7 @@ class Scores(nn.Module):
 
     def forward(self, scores: Tensor, batch: Batch) -> Tensor:
         """Scores (B, classes, h, w) as the head's output has them."""
-        return scores if self.align == "cells" else resize(scores, input_size(batch), align=self.align)
+        return scores if self.align == "cells" else resize(scores, input_size(batch), self.coarse, self.align)
 
     def losses(
         self,
@@ -81,7 +81,7 @@ class Scores(nn.Module):
         batch: Batch[SemanticTarget],
         auxiliary: tuple[Tensor, int] | None = None,
         weight: float = 0.4,
-    ) -> dict[str, Tensor | Mean]:
+    ) -> dict[str, Mean]:
         """The loss at every labelled pixel of the input, with ``weight`` times that of the auxiliary scores.
 
         Args:

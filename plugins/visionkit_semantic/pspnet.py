@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
-
 from visionkit.errors import UserError
 from visionkit.layers.norm import NormName
 from visionkit.layers.pyramid_pooling import PyramidPooling
@@ -84,7 +82,7 @@ class PSPNet(Head):
         side = None if self.auxiliary_level is None else features[self.auxiliary_level]
         return DeepSemanticOutput(self.scores(scores, batch), side)
 
-    def losses(self, output: DeepSemanticOutput, batch: Batch[SemanticTarget]) -> dict[str, Tensor | Mean]:
+    def losses(self, output: DeepSemanticOutput, batch: Batch[SemanticTarget]) -> dict[str, Mean]:
         """The loss at every labelled pixel, upsampled to the input first, and that of the auxiliary scores."""
         if self.auxiliary is None:
             return self.scores.losses(output, batch)

@@ -6,16 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionkit.errors import UserError
+from visionkit.layers.border_weights import border_weights
 from visionkit.layers.conv import ConvNormAct
 from visionkit.layers.norm import NormName
 from visionkit.layers.segmentation_losses import LossName, LossOptions
-from visionkit.layers.semantic import semantic_predictions
-from visionkit.layers.upsampling import Upsampling, make_upsampling
+from visionkit.layers.semantic import semantic_predictions, stack_labels
+from visionkit.layers.upsampling import Upsampling, make_upsampling, resize
 from visionkit.model import Head
 from visionkit.types import (
+    IGNORE,
     Batch,
     Features,
     FeatureSpec,
@@ -42,9 +45,12 @@ class UNet(Head):
             padded, and levels are cropped to their middle.
         norm: after each 3x3 convolution; the paper has none.
         loss: the name of a loss, or a mapping with its settings.
+        border: for cross-entropy, how much more the background counts in narrow gaps between objects: the largest
+            weight and the width in pixels (10 and 5 in the paper); ``None`` for no more.
 
     Raises:
-        UserError: levels that are not each twice as fine, or as many widths as there are not levels.
+        UserError: levels that are not each twice as fine, as many widths as there are not levels, or a border with
+            another loss than cross-entropy.
     """
 
     task = "semantic"
@@ -65,6 +71,7 @@ class UNet(Head):
         margins: Literal["same", "paper"] = "same",
         norm: NormName | None = None,
         loss: LossName | LossOptions = "cross_entropy",
+        border: tuple[float, float] | None = None,
     ) -> None:
         super().__init__(spec, labels)
         read = [level_of(spec, name) for name in levels]
@@ -91,7 +98,9 @@ class UNet(Head):
             for module in self.convs.modules():
                 if isinstance(module, nn.Conv2d):
                     module.padding = (0, 0)
-        self.scores = Scores(len(labels), read[-1].stride, loss)
+        self.scores, self.border = Scores(len(labels), read[-1].stride, loss), border
+        if border is not None and self.scores.loss.name != "cross_entropy":
+            raise UserError(f"border: weights of pixels go with cross_entropy, not with {self.scores.loss.name}")
 
     def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> SemanticOutput:
         """Logits (B, classes, H / stride, W / stride) at the finest level, rounded up."""
@@ -106,9 +115,18 @@ class UNet(Head):
         height, width = (-(-side // self.scores.stride) for side in input_size(batch))
         return SemanticOutput(self.score(x)[..., :height, :width])
 
-    def losses(self, output: SemanticOutput, batch: Batch[SemanticTarget]) -> dict[str, Tensor | Mean]:
-        """The loss at every labelled pixel, upsampled to the input first."""
-        return self.scores.losses(output, batch)
+    def losses(self, output: SemanticOutput, batch: Batch[SemanticTarget]) -> dict[str, Mean]:
+        """The loss at every labelled pixel, upsampled to the input first; with a border, more in narrow gaps."""
+        losses = self.scores.losses(output, batch)
+        if self.border is None:
+            return losses
+        size, (w0, sigma) = input_size(batch), self.border
+        labels = stack_labels(batch.targets, size)
+        more = torch.stack([border_weights(one, w0=w0, sigma=sigma) for one in labels])
+        logits = resize(output.logits.float(), size, self.scores.stride)
+        error = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+        plain = losses["segmentation"]
+        return {"segmentation": Mean(plain.total + (more * error).sum(), plain.count)}
 
     def predict(self, output: SemanticOutput, batch: Batch) -> list[SemanticPrediction]:
         """A label map at the original size, an image."""

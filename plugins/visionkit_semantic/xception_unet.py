@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from visionkit.layers.segmentation_losses import LossName, LossOptions
 from visionkit.layers.semantic import semantic_predictions
@@ -78,7 +78,7 @@ class XceptionUNet(Head):
         height, width = (-(-int(side) // self.scores.stride) for side in batch.images.shape[2:])
         return SemanticOutput(self.score(x)[..., :height, :width])
 
-    def losses(self, output: SemanticOutput, batch: Batch[SemanticTarget]) -> dict[str, Tensor | Mean]:
+    def losses(self, output: SemanticOutput, batch: Batch[SemanticTarget]) -> dict[str, Mean]:
         """The loss at every labelled pixel, upsampled to the input first."""
         return self.scores.losses(output, batch)
 

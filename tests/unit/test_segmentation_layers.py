@@ -140,6 +140,10 @@ def test_alignments() -> None:
     x = torch.randn(1, 2, 5, 6)
     corners = resize(x, (33, 41), align="corners")
     torch.testing.assert_close(corners[..., ::8, ::8], x)
+    larger, smaller = (resize(x, size, 8.0, "corners") for size in ((40, 48), (31, 37)))
+    torch.testing.assert_close(larger[..., :33, :41], corners)
+    assert torch.equal(larger[..., 39, 47], x[..., -1, -1])
+    torch.testing.assert_close(smaller, corners[..., :31, :37])
     torch.testing.assert_close(resize(x, (40, 48), 8.0), resize(x, (40, 48), align="stretch"))
     torch.testing.assert_close(resize(x, (39, 47), 8.0), resize(x, (40, 48), 8.0)[..., :39, :47])
 

@@ -13,8 +13,9 @@ from visionkit.errors import UserError
 
 Alignment = Literal["cells", "corners", "stretch"]
 """How a small map lies on a larger one. ``cells``: the corner of the first cell on that of the image, every cell as
-large as its stride. ``corners``: centres of the corner cells coincide, as convolutions of stride 2 lie on images of
-8 n + 1 pixels. ``stretch``: corners of the maps coincide, whatever the stride was."""
+large as its stride. ``corners``: centres of the corner cells coincide, as padded convolutions of stride 2 lie on images
+of 8 n + 1 pixels; what other images have beyond is filled with the last cell. ``stretch``: corners of the maps
+coincide, whatever the stride was."""
 
 Upsampling = Literal["transposed", "resize_conv", "pixel_shuffle", "bilinear"]
 
@@ -24,14 +25,19 @@ def resize(x: Tensor, size: tuple[int, int], scale: float | None = None, align: 
 
     Args:
         size: (height, width) of the result.
-        scale: result pixels per cell, which ``align="cells"`` needs.
+        scale: result pixels per cell; ``cells`` needs it, and without it ``corners`` stretches the map from corner to
+            corner.
         align: see :data:`Alignment`.
     """
     if align == "cells":
         if scale is None:
             raise ValueError("cells can only be aligned where the scale is known")
         return torch.ops.aten.upsample_bilinear2d(x, list(size), False, scale, scale)
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=align == "corners")
+    if align == "stretch" or scale is None:
+        return F.interpolate(x, size=size, mode="bilinear", align_corners=align == "corners")
+    height, width = (round((int(side) - 1) * scale) + 1 for side in x.shape[2:])
+    x = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=True)[..., : size[0], : size[1]]
+    return F.pad(x, (0, max(0, size[1] - width), 0, max(0, size[0] - height)), mode="replicate")
 
 
 def bilinear_kernel(size: int) -> Tensor:
