@@ -14,6 +14,9 @@ def visionkit_components() -> list[Component]:
             "head", "cyclegan", "visionkit_translation.cyclegan:CycleGAN", "pictures without pairs (Zhu, ICCV 2017)"
         ),
         Component(
+            "head", "cgan", "visionkit_translation.cgan:ConditionalGAN", "pictures of a class (Mirza, Osindero, 2014)"
+        ),
+        Component(
             "head", "style_transfer", "visionkit_translation.style:StyleTransfer", "a style (Johnson, ECCV 2016)"
         ),
         Component(

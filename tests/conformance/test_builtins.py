@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from visionkit.data.class_folder import ClassFolderSource
 from visionkit.data.pairs import PaintedSource
 from visionkit.data.shapes import ShapesSource
 from visionkit.plugins import PluginManager
@@ -20,6 +21,7 @@ ARGUMENTS: dict[tuple[str, str], dict[str, Any]] = {
     ("head", "roi_keypoint"): {"convs": [16]},
     ("head", "yolact"): {"hidden": 16, "prototypes": 8},
     ("head", "cyclegan"): {"blocks": 1, "width": 4, "judge_layers": 2, "judge_width": 4, "pool": 3, "pool_side": 48},
+    ("head", "cgan"): {"size": [12, 16]},
     ("head", "style_transfer"): {"width": 4, "blocks": 1, "vgg_width": 4, "style_size": 64},
     ("head", "pix2pix"): {"downs": 5, "width": 4, "judge_layers": 2, "judge_width": 4},
     ("head", "retinanet"): {"channels": 24, "convs": 2},
@@ -44,6 +46,7 @@ ARGUMENTS: dict[tuple[str, str], dict[str, Any]] = {
     ("backbone", "corner_hourglass"): {"stem": 8, "channels": [16, 16, 24], "blocks": [1, 1, 2], "outputs": 16},
     ("source", "coco"): {"images": "{}/images", "annotations": "{}/instances.json", "panoptic": "{}/panoptic.json"},
     ("source", "folder"): {"images": "{}/images", "masks": "{}/semantic", "classes": [f"class {i}" for i in range(9)]},
+    ("source", "class_folder"): {"images": "{}"},
     ("source", "pairs"): {"images": "{}/images", "pictures": "{}/images"},
     ("source", "unpaired"): {"images": "{}/images", "pictures": "{}/images"},
     ("source", "shapes"): {"root": "{}", "size": 96},
@@ -77,6 +80,8 @@ def test_it_keeps_the_contract(
     extra: dict[str, Any] = {"source": source, "plugins": plugins} if kind in ("head", "evaluator") else {}
     if extra and name in OF_PICTURES:
         extra["source"] = PaintedSource(source={"name": "shapes", "size": 96, "root": str(shapes)})
+    if name == "cgan":
+        extra["source"] = ClassFolderSource(images=str(shapes))
     if kind == "head":
         extra["others"] = {other: ARGUMENTS["head", other] for other in PORTS}
         extra["only"] = [name_of(check) for check in CHECKS[kind]][part::FAMILIES]

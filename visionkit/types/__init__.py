@@ -1,6 +1,7 @@
 """What flows through a pipeline: images and targets in, outputs between heads, predictions out."""
 
 from visionkit.types.batch import Batch, ImageInfo, MixedBatch
+from visionkit.types.classes import ClassPictures, ClassTarget
 from visionkit.types.features import Features, FeatureSpec, Level
 from visionkit.types.labels import IGNORE, LabelSet
 from visionkit.types.mean import Mean
@@ -31,6 +32,8 @@ __all__ = [
     "Anchors",
     "Batch",
     "BoxPrediction",
+    "ClassPictures",
+    "ClassTarget",
     "Detections",
     "FeatureSpec",
     "Features",
