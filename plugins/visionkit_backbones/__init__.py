@@ -52,6 +52,6 @@ def visionkit_components() -> list[Component]:
             "CornerNet's hourglass (Law, ECCV 2018): Hourglass-104, -52 and smaller ones",
         ),
         Component("neck", "fpn", "visionkit_backbones.fpn:FPN", "feature pyramid network (Lin, CVPR 2017), P2 to P7"),
-        Component("neck", "deconv", "visionkit_backbones.deconv:DeconvNeck", "deconvolutions from C5 to P2 (Xiao, 2018)"),
+        Component("neck", "deconv", "visionkit_backbones.deconv:DeconvNeck", "deconvolutions to P2 (Xiao, ECCV 2018)"),
         Component("neck", "dla_up", "visionkit_backbones.dla_up:DLAUp", "deep aggregation to P2 (CenterNet on DLA)"),
     ]
