@@ -22,6 +22,7 @@ from visionkit.data.loader import collate
 from visionkit.data.transforms import apply_transforms
 from visionkit.data.wiring import build_transforms
 from visionkit.errors import DataError, UserError
+from visionkit.model.fold import fold_batch_norms
 from visionkit.model.graph import MultiTaskModel
 from visionkit.model.run import load_model
 from visionkit.types import ImageInfo, LabelSet, Prediction
@@ -70,6 +71,9 @@ class Predictor:
         device: where the model runs.
         precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
         channels_last: the memory format of weights and images; faster on most machines, and different in the last bits.
+        fold: put batch norms into the convolutions before them (:func:`~visionkit.model.fold.fold_batch_norms`), which
+            is faster, different in the last bits, and leaves a model that can no longer be trained.
+        size_divisor: images are padded to a multiple of it.
 
     Raises:
         UserError: no such precision.
@@ -84,6 +88,8 @@ class Predictor:
         device: torch.device | str = "cpu",
         precision: str = "32-true",
         channels_last: bool = True,
+        size_divisor: int = 32,
+        fold: bool = False,
     ) -> None:
         if precision not in _PRECISIONS:
             raise UserError(f"no precision '{precision}' to predict in (there are {', '.join(_PRECISIONS)})")
@@ -91,9 +97,12 @@ class Predictor:
         self.transforms = tuple(transforms)
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
+        if fold:
+            fold_batch_norms(self.model)
         if channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.channels_last = channels_last
+        self.size_divisor = size_divisor
         self._dtype = _PRECISIONS[precision]
 
     @property
@@ -181,7 +190,8 @@ class Predictor:
         if not samples:
             return []
         mean, std = self.model.get_buffer("mean"), self.model.get_buffer("std")
-        batch = collate(samples).to(self.device).normalised(mean, std, channels_last=self.channels_last)
+        batch = collate(samples, size_divisor=self.size_divisor).to(self.device)
+        batch = batch.normalised(mean, std, channels_last=self.channels_last)
         with torch.autocast(self.device.type, self._dtype or torch.bfloat16, enabled=self._dtype is not None):
             found = self.model.predict(batch, heads)
         return [
@@ -225,6 +235,8 @@ def load(
         device=where,
         precision=precision or "32-true",
         channels_last=loaded.pipeline.train.channels_last,
+        size_divisor=loaded.pipeline.train.size_divisor,
+        fold=loaded.pipeline.train.channels_last,  # a run without is to be equal to its original to the last bits
     )
 
 
