@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from visionkit.cli import main
+from visionkit.config import load_pipeline
 from visionkit.model import Backbone, Head, MultiTaskModel
-from visionkit.model.profile import profile_model
+from visionkit.model.build import build_model, placeholder_labels
+from visionkit.model.profile import networks_of, profile_model
+from visionkit.plugins import PluginManager
 from visionkit.types import Detections, FeatureSpec, LabelSet, Level, Output, Prediction, RegionOutput
 
 
@@ -161,3 +164,38 @@ def test_mistakes(tmp_path, capsys, arguments) -> None:
         main(["profile", str(tmp_path / "two.yaml"), *arguments])
     assert done.value.code == 2
     assert arguments[1] in capsys.readouterr().err
+
+
+PAPERS = {
+    "pix2pix_facades": {"generator": (54_413_955, "main"), "discriminator": (2_768_705, "discriminator")},
+    "cyclegan_horse2zebra": {
+        "forth": (11_378_179, "main"), "back": (11_378_179, "main"),
+        "judge_first": (2_764_737, "discriminator"), "judge_second": (2_764_737, "discriminator"),
+    },
+    "style_transfer_coco": {"network": (1_679_235, "main"), "vgg": (7_635_264, "frozen")},
+    "cgan_mnist": {"generator": (2_413_984, "main"), "discriminator": (1_224_351, "discriminator")},
+    "demo": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_networks_that_are_trained_apart_are_counted_apart(name: str) -> None:
+    pipeline, plugins = load_pipeline(name), PluginManager()
+    with torch.device("meta"):
+        model = build_model(pipeline, plugins, placeholder_labels(pipeline, plugins))
+    found = {part: networks_of(model.head(part)) for part in model.order}
+    counts = {n: (network.parameters, network.phase) for own in found.values() for n, network in own.items()}
+    assert counts == PAPERS[name]
+
+
+def test_the_command_shows_generator_and_discriminator(tmp_path, capsys) -> None:
+    (tmp_path / "gan.yaml").write_text("heads: {digits: {name: cgan, size: [4, 4]}}\n")
+    out = tmp_path / "cost.json"
+    with pytest.raises(SystemExit):
+        main(["profile", str(tmp_path / "gan.yaml"), "--size", "32x32", "--classes", "3", "--json", str(out)])
+    networks = json.loads(out.read_text())["networks"]["heads/digits"]
+    assert list(networks) == ["generator", "discriminator"]
+    assert networks["discriminator"]["phase"] == "discriminator"
+    told = capsys.readouterr().out
+    assert "generator (main)" in told
+    assert f"{networks['generator']['parameters']:,}" in told

@@ -74,6 +74,8 @@ def print_profile(profile: Profile, title: str) -> None:
         table.add_column(name, justify="right")
     for name, cost in profile.parts.items():
         table.add_row(name, *_cells(cost))
+        for network, own in profile.networks.get(name, {}).items():
+            table.add_row(f"  {network} ({own.phase})", f"{own.parameters:,}", "", "", "", style="dim")
     table.add_section()
     table.add_row("all heads, shared", *_cells(profile.total), style="bold")
     for name in profile.separate:

@@ -6,7 +6,7 @@ import statistics
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from visionkit.model.base import Head
 from visionkit.model.graph import MultiTaskModel
 from visionkit.types import Detections, ImageInfo, MixedBatch, RegionOutput
 
@@ -40,6 +41,19 @@ class Cost:
 
 
 @dataclass
+class Network:
+    """A network inside a head that trains its networks apart.
+
+    Attributes:
+        parameters: trained or not.
+        phase: in which it is trained; ``"frozen"`` if it never is.
+    """
+
+    parameters: int
+    phase: str
+
+
+@dataclass
 class Profile:
     """The cost of a model.
 
@@ -49,6 +63,8 @@ class Profile:
         alone: each head as a model of its own: the sum of backbone, neck, the heads it reads, and itself.
         separate: the heads that no other head reads; one model for each of them is what sharing is held against.
         boxes: how many boxes an image branches on boxes were given, or ``None`` where no head reads boxes.
+        networks: ``"heads/NAME"`` to its networks by name, of heads that train them in several phases or keep some
+            frozen: generators and discriminators.
     """
 
     total: Cost
@@ -56,6 +72,7 @@ class Profile:
     alone: dict[str, Cost]
     separate: list[str]
     boxes: int | None
+    networks: dict[str, dict[str, Network]] = field(default_factory=dict)
 
     def sharing(self) -> dict[str, Any]:
         """The shared model against one for each head in ``separate`` (a mask model gives its boxes too)."""
@@ -76,6 +93,9 @@ class Profile:
             "alone": {name: asdict(cost) for name, cost in self.alone.items()},
             "sharing": self.sharing(),
             "boxes": self.boxes,
+            "networks": {
+                head: {name: asdict(network) for name, network in own.items()} for head, own in self.networks.items()
+            },
         }
 
 
@@ -128,7 +148,19 @@ def profile_model(
         alone={name: _sum([parts[part] for part in _needed(model, name, parts)]) for name in model.order},
         separate=[name for name in model.order if name not in read],
         boxes=boxes if walk.fixed else None,
+        networks={f"heads/{name}": networks for name in model.order if (networks := networks_of(model.head(name)))},
     )
+
+
+def networks_of(head: Head) -> dict[str, Network]:
+    """The networks of a head by name, with the phase that trains each; none where one phase trains them all."""
+    phase_of = {id(p): phase for phase, parameters in head.phases().items() for p in parameters}
+    found = {
+        name: Network(_count(part), phase_of.get(id(next(part.parameters())), "frozen"))
+        for name, part in head.named_children()
+        if _count(part)
+    }
+    return found if len({network.phase for network in found.values()}) > 1 else {}
 
 
 class _Walk:
