@@ -59,6 +59,14 @@ class Source(ABC):
             DataError: the file is missing or broken; the message names it.
         """
 
+    def image_id(self, index: int) -> int | str:
+        """The id of image ``index``; a source that knows it without decoding the image says so here."""
+        return self.load(index, ()).info.id
+
+    def targets(self, index: int, tasks: Collection[str]) -> dict[str, Target]:
+        """The targets of image ``index``; a source that knows them without decoding the image says so here."""
+        return self.load(index, tasks).targets
+
     def describe(self, index: int) -> str:
         """The file and id of an image, for messages, without opening it."""
         return f"image {index}"

@@ -26,7 +26,7 @@ from visionkit.data.base import Sample, Source
 from visionkit.data.images import inside, read_image
 from visionkit.data.panoptic import PanopticMaps
 from visionkit.errors import DataError
-from visionkit.types import ImageInfo, InstanceTarget
+from visionkit.types import ImageInfo, InstanceTarget, Target
 
 INSTANCE_TASKS = ("boxes", "masks", "keypoints")
 MAP_TASKS = ("semantic", "panoptic")
@@ -154,17 +154,24 @@ class CocoSource(Source):
             raise DataError(f"{path}: is {image.shape[1]}x{image.shape[2]} (height x width), but {self.path} says "
                             f"{size[0]}x{size[1]} for image {self._ids[index]}")  # fmt: skip
         info = ImageInfo(id=self._ids[index], path=path, original_size=size, size=size)
-        sample = Sample(image, info, swaps=self._swaps if "keypoints" in tasks else ())
+        return Sample(image, info, self.targets(index, tasks), self._swaps if "keypoints" in tasks else ())
+
+    def image_id(self, index: int) -> int | str:
+        return self._ids[index]
+
+    def targets(self, index: int, tasks: Collection[str]) -> dict[str, Target]:
+        size = (int(self._sizes[index, 0]), int(self._sizes[index, 1]))
+        targets: dict[str, Target] = {}
         instances = [task for task in INSTANCE_TASKS if task in tasks and task in self.labels]
         if instances:
             target = self._instances(index, instances, size)
-            sample.targets = dict.fromkeys(instances, target)
+            targets |= dict.fromkeys(instances, target)
             if "keypoints" in instances and self._with_keypoints is not None:
-                sample.targets["keypoints"] = replace(target, masks=None).relabel(self._with_keypoints)
+                targets["keypoints"] = replace(target, masks=None).relabel(self._with_keypoints)
         maps = [task for task in MAP_TASKS if task in tasks and task in self.labels]
         if maps and self._maps is not None and (segments := self._maps.load(self._ids[index], size)) is not None:
-            sample.targets |= {task: segments if task == "panoptic" else segments.semantic() for task in maps}
-        return sample
+            targets |= {task: segments if task == "panoptic" else segments.semantic() for task in maps}
+        return targets
 
     def _instances(self, index: int, tasks: Collection[str], size: tuple[int, int]) -> InstanceTarget:
         objects = self._objects

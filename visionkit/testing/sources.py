@@ -76,8 +76,8 @@ def check_samples_are_images_with_their_size(case: SourceCase) -> None:
 
 
 def check_images_have_ids_of_their_own(case: SourceCase) -> None:
-    """No two images have the same id, and `describe` says something of each without opening it."""
-    ids = [case.source.load(index, []).info.id for index in case.indices]
+    """No two samples have the same id (`info.key`), and `describe` says something of each without opening it."""
+    ids = [case.source.load(index, []).info.key for index in case.indices]
     if len(set(ids)) < len(ids):
         raise Broken(f"the first images have the ids {ids}; evaluators count images by their ids, so they must differ")
     if not all(isinstance(case.source.describe(index), str) for index in case.indices):

@@ -1,7 +1,7 @@
 """What flows through a pipeline: images and targets in, outputs between heads, predictions out."""
 
-from visionkit.types.batch import Batch, ImageInfo, MixedBatch
-from visionkit.types.classes import ClassPictures, ClassTarget
+from visionkit.types.batch import Batch, Crop, ImageInfo, MixedBatch
+from visionkit.types.classes import ClassPictures, ClassPrediction, ClassTarget
 from visionkit.types.features import Features, FeatureSpec, Level
 from visionkit.types.labels import IGNORE, LabelSet
 from visionkit.types.mean import Mean
@@ -33,7 +33,9 @@ __all__ = [
     "Batch",
     "BoxPrediction",
     "ClassPictures",
+    "ClassPrediction",
     "ClassTarget",
+    "Crop",
     "Detections",
     "FeatureSpec",
     "Features",

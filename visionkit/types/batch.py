@@ -15,6 +15,23 @@ T = TypeVar("T", bound=Target)
 
 
 @dataclass(frozen=True)
+class Crop:
+    """The one object of an image that a sample shows, where a source makes a sample of every object.
+
+    Attributes:
+        number: of the object in its image; no two samples of an image have the same.
+        box: left, top, right, bottom in pixels of the original image.
+        name: its class, as the source calls it.
+        score: of the box, where a detector has found it.
+    """
+
+    number: int
+    box: tuple[float, float, float, float]
+    name: str
+    score: float = 1.0
+
+
+@dataclass(frozen=True)
 class ImageInfo:
     """Where one image of a batch came from and how it got there.
 
@@ -28,6 +45,7 @@ class ImageInfo:
         source: name of the source in the pipeline.
         clip: name of the video clip, or ``None`` for a single image.
         frame: index of the frame in its clip.
+        crop: the object that is shown; ``None`` where it is the image itself that counts.
     """
 
     id: int | str
@@ -38,6 +56,12 @@ class ImageInfo:
     source: str = ""
     clip: str | None = None
     frame: int | None = None
+    crop: Crop | None = None
+
+    @property
+    def key(self) -> int | str:
+        """What no other sample of its source has: the id, with the number of the object that is shown."""
+        return self.id if self.crop is None else f"{self.id}#{self.crop.number}"
 
     def points_to_original(self, points: Tensor) -> Tensor:
         """Input coordinates (..., 2) of x, y in the original image; not clipped."""
