@@ -12,7 +12,9 @@ from torch import Tensor
 
 from visionkit.config import build_component
 from visionkit.data.base import Source
+from visionkit.data.wiring import build_feeds
 from visionkit.errors import RunError
+from visionkit.evaluate.over_time import pictures_over_time
 from visionkit.evaluate.runner import evaluate_model
 from visionkit.model.graph import Losses, Step
 from visionkit.model.run import load_state, load_weights
@@ -166,7 +168,8 @@ class Training:
     def evaluate(
         self, plugins: PluginManager, sources: Mapping[str, Source], *, write: bool = False
     ) -> dict[str, float]:
-        """Metrics of the ``val`` splits; random numbers of training are left as they were."""
+        """Metrics of the ``val`` splits; random numbers of training are left as they were. Heads that make pictures
+        leave a sheet of them over time."""
         kept = rng_state()
         with self.averaged(), self.fabric.autocast():
             metrics = evaluate_model(
@@ -174,6 +177,12 @@ class Training:
                 device=self.fabric.device, out=self.run.folder.path if write else None,
                 rank=self.fabric.global_rank, world_size=self.fabric.world_size,
             )  # fmt: skip
+            if self.fabric.global_rank == 0:
+                feeds = build_feeds(self.run.pipeline, plugins, sources, self.run.labels, training=False)
+                pictures_over_time(
+                    self.run.model, self.run.pipeline, self.run.labels, feeds, self.run.folder.path / "pictures",
+                    self.run.step, self.fabric.device,
+                )  # fmt: skip
         set_rng_state(kept)
         return metrics
 
