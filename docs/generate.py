@@ -12,6 +12,7 @@ from typing import Any
 from typer.testing import CliRunner
 
 from visionkit.cli import COMMANDS, build_app
+from visionkit.config import shipped_pipelines, summary_of
 from visionkit.plugins import KINDS, PluginManager
 from visionkit.testing import CHECKS, name_of, promise_of
 
@@ -28,7 +29,12 @@ GIVEN = {
 def everything(folder: Path) -> None:
     """Write every generated page to ``folder``; a page that stays as it is keeps its date."""
     folder.mkdir(parents=True, exist_ok=True)
-    pages = {"components.md": components(), "commands.md": commands(), "conformance.md": checks()}
+    pages = {
+        "components.md": components(),
+        "commands.md": commands(),
+        "conformance.md": checks(),
+        "pipelines.md": pipelines(),
+    }
     for name, lines in pages.items():
         text, file = "\n".join(lines) + "\n", folder / name
         if not file.is_file() or file.read_text() != text:
@@ -64,6 +70,13 @@ def commands() -> Iterator[str]:
         if shown.exit_code:
             raise RuntimeError(f"visionkit {name} --help: {shown.output}")
         yield from (f"## `{name}`", "", "```text", shown.output.strip(), "```", "")
+
+
+def pipelines() -> Iterator[str]:
+    """The shipped pipelines, and what the top of each file says of it."""
+    yield from ("| name | what it is |", "|---|---|")
+    for name, file in shipped_pipelines().items():
+        yield f"| `{name}` | {cell(summary_of(file))} |"
 
 
 def checks() -> Iterator[str]:

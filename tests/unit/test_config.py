@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from visionkit.config import TrainConfig, load_pipeline, parse_pipeline, shipped_pipelines
+from visionkit.config import TrainConfig, load_pipeline, parse_pipeline, shipped_pipelines, summary_of
 from visionkit.errors import PipelineError
 
 TEXT = """\
@@ -95,11 +95,12 @@ def test_shipped_pipelines_are_found_by_name_and_hold_together(tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").mkdir()  # a folder of that name is no pipeline
     assert "demo" in shipped_pipelines()
-    for name in shipped_pipelines():
+    for name, file in shipped_pipelines().items():
         p = load_pipeline(name)
         assert p.name == Path(name).name
+        assert 20 < len(summary_of(file)) < 150, f"the top of {file.name} says what it is"
         assert parse_pipeline(p.to_yaml()) == p
-    with pytest.raises(PipelineError, match=r"no pipeline 'dmeo'.*did you mean 'demo'\? \(shipped: .*demo"):
+    with pytest.raises(PipelineError, match=r"no pipeline 'dmeo'.*did you mean 'demo'\?; 'visionkit pipelines' lists"):
         load_pipeline("dmeo")
 
 

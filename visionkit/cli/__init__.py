@@ -55,6 +55,7 @@ COMMANDS = (
     "profile",
     "conflicts",
     "plugins",
+    "pipelines",
     "new-plugin",
     "schema",
     "coco-eval",

@@ -1,7 +1,7 @@
 """Pipelines: YAML in, a validated description out. Imports no torch."""
 
 from visionkit.config.arguments import build_component, check_arguments
-from visionkit.config.load import load_pipeline, parse_pipeline, shipped_pipelines
+from visionkit.config.load import load_pipeline, parse_pipeline, shipped_pipelines, summary_of
 from visionkit.config.pipeline import (
     ComponentConfig,
     EvaluateConfig,
@@ -33,4 +33,5 @@ __all__ = [
     "load_pipeline",
     "parse_pipeline",
     "shipped_pipelines",
+    "summary_of",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ def load_pipeline(name_or_path: str, overrides: Sequence[str] = ()) -> Pipeline:
         if name_or_path not in shipped:
             raise PipelineError(
                 f"no pipeline '{name_or_path}': there is no such file, and none of that name is shipped"
-                f"{did_you_mean(name_or_path, shipped)} (shipped: {', '.join(shipped) or 'none'})"
+                f"{did_you_mean(name_or_path, shipped)}; 'visionkit pipelines' lists them"
             )
         path = shipped[name_or_path]
     try:
@@ -52,6 +53,14 @@ def shipped_pipelines() -> dict[str, Path]:
     # In a wheel they lie inside the package; in a checkout, beside it.
     folder = package / "pipelines" if (package / "pipelines").is_dir() else package.parent / "pipelines"
     return {f.relative_to(folder).with_suffix("").as_posix(): f for f in sorted(folder.rglob("*.yaml"))}
+
+
+def summary_of(file: Path) -> str:
+    """What the comment at the top of a pipeline's file says it is: up to its first full stop or colon."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    top = itertools.takewhile(lambda line: line.startswith("# "), lines)
+    text = re.sub(r"\bal\. ", "al.\u00a0", " ".join(line[2:].strip() for line in top))
+    return re.split(r"(?<![ (][A-Z])[.:](?= |$)", text, maxsplit=1)[0].replace("\u00a0", " ")
 
 
 def parse_pipeline(text: str, path: str = "pipeline", overrides: Sequence[str] = ()) -> Pipeline:
