@@ -27,6 +27,7 @@ def visionkit_components() -> list[Component]:
         Component("evaluator", "coco_bbox", "visionkit.evaluate.coco:CocoBoxes", "COCO AP and AR of boxes"),
         Component("evaluator", "coco_segm", "visionkit.evaluate.coco:CocoMasks", "COCO AP and AR of masks"),
         Component("evaluator", "coco_keypoints", "visionkit.evaluate.coco:CocoKeypoints", "COCO AP and AR by OKS"),
+        Component("evaluator", "pck", "visionkit.evaluate.keypoints:PckEvaluator", "PCK, AUC, error in pixels"),
         Component(
             "evaluator", "semantic", "visionkit.evaluate.semantic:SemanticEvaluator", "mIoU, IoU a class, accuracy"
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 # What to show of each family of metrics in a narrow table; the files hold all of them.
-SHOWN = ("AP", "AP50", "AP75", "mIoU", "pixel_accuracy", "PQ", "SQ", "RQ")
+SHOWN = ("AP", "AP50", "AP75", "mIoU", "pixel_accuracy", "PQ", "SQ", "RQ", "PCK@0.1", "PCKh@0.5", "mean_error_px")
 
 
 def print_metrics(metrics: Mapping[str, float]) -> None:

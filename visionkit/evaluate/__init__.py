@@ -16,6 +16,7 @@ _WHERE = {
     "CocoMasks": "visionkit.evaluate.coco",
     "CocoKeypoints": "visionkit.evaluate.coco",
     "PanopticEvaluator": "visionkit.evaluate.panoptic",
+    "PckEvaluator": "visionkit.evaluate.keypoints",
     "PicturesEvaluator": "visionkit.evaluate.pictures",
     "SemanticEvaluator": "visionkit.evaluate.semantic",
     "evaluate_panoptic": "visionkit.evaluate.panoptic_files",
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from visionkit.evaluate.coco import CocoKeypoints as CocoKeypoints
     from visionkit.evaluate.coco import CocoMasks as CocoMasks
     from visionkit.evaluate.coco_metrics import evaluate_coco as evaluate_coco
+    from visionkit.evaluate.keypoints import PckEvaluator as PckEvaluator
     from visionkit.evaluate.panoptic import PanopticEvaluator as PanopticEvaluator
     from visionkit.evaluate.panoptic_files import evaluate_panoptic as evaluate_panoptic
     from visionkit.evaluate.pictures import PicturesEvaluator as PicturesEvaluator
@@ -40,6 +42,7 @@ __all__ = [
     "CocoMasks",
     "Evaluator",
     "PanopticEvaluator",
+    "PckEvaluator",
     "PicturesEvaluator",
     "SemanticEvaluator",
     "evaluate_coco",

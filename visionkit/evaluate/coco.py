@@ -14,7 +14,7 @@ from torch import Tensor
 
 from visionkit.data.base import Source
 from visionkit.evaluate.base import Evaluator
-from visionkit.evaluate.coco_metrics import Backend, Type, evaluate_coco
+from visionkit.evaluate.coco_metrics import Backend, Type, evaluate_coco, keypoint_sigmas
 from visionkit.layers import rle
 from visionkit.types import (
     BoxPrediction,
@@ -156,6 +156,9 @@ class CocoKeypoints(CocoEvaluator):
         max_detections: as for boxes, but 20.
         sigmas: fall-off of each keypoint; else those of the labels of the head, else of the source, else COCO's for 17
             keypoints, else 0.05 for each.
+
+    Raises:
+        DataError: another number of sigmas than of keypoints.
     """
 
     type = "keypoints"
@@ -182,6 +185,8 @@ class CocoKeypoints(CocoEvaluator):
             label_map=label_map,
         )
         self.sigmas = sigmas or labels.sigmas or self.source_labels.sigmas or None
+        if points := len(labels.keypoints or self.source_labels.keypoints):
+            keypoint_sigmas(self.sigmas, points)  # a wrong number is told before the images are predicted
 
     def result(self) -> dict[str, float]:
         return self._evaluate(max_dets=[self.max_detections], sigmas=self.sigmas)

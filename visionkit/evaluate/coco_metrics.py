@@ -153,7 +153,7 @@ def _from_files(
         return None
     if image_ids is not None and (not len(image_ids) or not set(image_ids) <= set(images)):
         return None
-    falloff = _sigmas(sigmas, points) if type == "keypoints" else None
+    falloff = keypoint_sigmas(sigmas, points) if type == "keypoints" else None
     names = [c["name"] for c in sorted(classes, key=lambda c: c["id"])]
     return *_hotcoco(truth, results, type, limits, falloff, image_ids), names
 
@@ -174,7 +174,7 @@ def _from_memory(
     # Where the ground truth does not say it, any number of keypoints will do.
     found = {"annotations": data if isinstance(data, list) else []}
     points = number_of_keypoints(truth) or (0 if sigmas is None else len(sigmas)) or number_of_keypoints(found)
-    falloff = _sigmas(sigmas, points) if type == "keypoints" else None
+    falloff = keypoint_sigmas(sigmas, points) if type == "keypoints" else None
     results = check_results(data, truth, where, type, points)
 
     names = [c["name"] for c in sorted(truth["categories"], key=lambda c: c["id"])]
@@ -252,8 +252,12 @@ def _read(given: Any, name: str) -> tuple[Any, str]:
     return (read_json(given), str(given)) if isinstance(given, str | Path) else (given, name)
 
 
-def _sigmas(given: Sequence[float] | None, points: int) -> np.ndarray:
-    """(K,) fall-off of each keypoint."""
+def keypoint_sigmas(given: Sequence[float] | None, points: int) -> np.ndarray:
+    """(K,) fall-off of each keypoint: as given, else COCO's for 17, else ``DEFAULT_SIGMA``.
+
+    Raises:
+        DataError: not as many are given as there are keypoints, or one is not above 0.
+    """
     if given is None:
         return np.array(COCO_SIGMAS) if points == len(COCO_SIGMAS) else np.full(points, DEFAULT_SIGMA)
     if len(given) != points or min(given) <= 0:
