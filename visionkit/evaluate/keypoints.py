@@ -21,7 +21,8 @@ class PckEvaluator(Evaluator):
     Only labelled keypoints of objects that are no crowd count. Each object is paired with one prediction of its class
     in its image: of all pairs the one with the highest object keypoint similarity (OKS) is taken, of equal ones the one
     that is closer in the mean, then the next among what is left. Every prediction may be taken, however far away; what
-    is left over costs nothing, so ``min_score`` says from where on a prediction is one.
+    is left over costs nothing, so ``min_score`` says from where on a prediction is one. Where a sample is one object of
+    an image, that object is paired with what was said of it.
 
     - ``PCK@t``: share of the keypoints that lie within ``t`` times the size of their object (Yang and Ramanan,
       Articulated human detection, 2013); all of an object that no prediction was left for are wrong. PCKh (Andriluka et
@@ -92,7 +93,7 @@ class PckEvaluator(Evaluator):
         """
         for prediction, target, image in zip(predictions, targets, info, strict=True):
             keypoints = cast(InstanceTarget, target).keypoints if target is not None else None
-            if keypoints is None or image.id in self.images:
+            if keypoints is None or image.key in self.images:
                 continue
             found = cast(KeypointPrediction, prediction)
             for what, points in (("target", keypoints), ("prediction", found.keypoints)):
@@ -100,7 +101,7 @@ class PckEvaluator(Evaluator):
                     name = image.path or f"image {image.id}"
                     raise DataError(f"{name}: a {what} of {points.shape[1]} keypoints; the labels name "
                                     f"{len(self.names)}")  # fmt: skip
-            self.images[image.id] = self._distances(found, cast(InstanceTarget, target))
+            self.images[image.key] = self._distances(found, cast(InstanceTarget, target))
 
     def _distances(self, prediction: KeypointPrediction, target: InstanceTarget) -> tuple[np.ndarray, np.ndarray]:
         """Distances (objects, keypoints) and sizes (objects,) of one image, as ``self.images`` holds them."""
