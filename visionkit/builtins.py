@@ -31,6 +31,9 @@ def visionkit_components() -> list[Component]:
         Component(
             "evaluator", "semantic", "visionkit.evaluate.semantic:SemanticEvaluator", "mIoU, IoU a class, accuracy"
         ),
+        Component(
+            "evaluator", "boundary", "visionkit.evaluate.boundary:BoundaryEvaluator", "boundary IoU and F of label maps"
+        ),
         Component("evaluator", "pq", "visionkit.evaluate.panoptic:PanopticEvaluator", "panoptic quality: PQ, SQ, RQ"),
         Component(
             "evaluator", "pictures", "visionkit.evaluate.pictures:PicturesEvaluator", "L1, PSNR, SSIM; FID, KID, LPIPS"

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _WHERE = {
+    "BoundaryEvaluator": "visionkit.evaluate.boundary",
     "Evaluator": "visionkit.evaluate.base",
     "evaluate_coco": "visionkit.evaluate.coco_metrics",
     "CocoBoxes": "visionkit.evaluate.coco",
@@ -25,6 +26,7 @@ _WHERE = {
 
 if TYPE_CHECKING:
     from visionkit.evaluate.base import Evaluator as Evaluator
+    from visionkit.evaluate.boundary import BoundaryEvaluator as BoundaryEvaluator
     from visionkit.evaluate.coco import CocoBoxes as CocoBoxes
     from visionkit.evaluate.coco import CocoKeypoints as CocoKeypoints
     from visionkit.evaluate.coco import CocoMasks as CocoMasks
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from visionkit.evaluate.semantic import SemanticEvaluator as SemanticEvaluator
 
 __all__ = [
+    "BoundaryEvaluator",
     "CocoBoxes",
     "CocoKeypoints",
     "CocoMasks",
