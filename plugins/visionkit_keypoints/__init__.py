@@ -1,8 +1,15 @@
-"""Keypoints of one person or object: heatmaps, coordinates, hourglasses."""
+"""Keypoints of one person or object: heatmaps and coordinates."""
 
 from visionkit import Component, hookimpl
 
 
 @hookimpl
 def visionkit_components() -> list[Component]:
-    return []
+    return [
+        Component(
+            "head",
+            "keypoint_heatmap",
+            "visionkit_keypoints.heatmap:KeypointHeatmap",
+            "keypoints as peaks of heatmaps (Simple Baselines, hourglasses), of crops or of boxes that a head finds",
+        ),
+    ]

@@ -63,6 +63,7 @@ class Head(nn.Module):
         makes: the type of prediction.
         output: what ``forward`` returns; other heads may read it by naming that type, or a base, in ``needs``.
         needs: port name -> type of output of another head.
+        may_read: the same for ports that stay open unless a pipeline says who feeds them (``reads``).
         labels_from: the port whose head it shares its label set with (a mask branch names the classes of its boxes);
             ``None`` where its labels come from its own sources.
         loss_names: the names of the losses, always the same ones.
@@ -76,12 +77,14 @@ class Head(nn.Module):
     Instance attributes:
         levels: names of the feature levels it reads; set in the constructor.
         port_labels: the label set of the head at each port; set by :meth:`connect`.
+        mirrors: whether predictions are to be made of an image and its mirror image; see :meth:`join_mirrored`.
     """
 
     task: ClassVar[str]
     makes: ClassVar[type[Prediction]]
     output: ClassVar[type[Output]] = Output
     needs: ClassVar[Mapping[str, type[Output]]] = {}
+    may_read: ClassVar[Mapping[str, type[Output]]] = {}
     labels_from: ClassVar[str | None] = None
     loss_names: ClassVar[tuple[str, ...]]
     phase_loss_names: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -91,6 +94,7 @@ class Head(nn.Module):
     expected_failures: ClassVar[Mapping[str, str]] = {}
 
     levels: tuple[str, ...] = ()
+    mirrors: bool = False
 
     def __init__(self, spec: FeatureSpec, labels: LabelSet, **_: Any) -> None:
         super().__init__()
@@ -130,6 +134,15 @@ class Head(nn.Module):
     def predict(self, output: Any, batch: Batch) -> Sequence[Prediction]:
         """One prediction an image, in original image coordinates; needs no targets."""
         raise NotImplementedError
+
+    def join_mirrored(self, output: Any, mirrored: Any, batch: Batch) -> Any:
+        """One output of what :meth:`forward` made of the images, and of the images mirrored (without their padding).
+
+        Only asked for where :attr:`mirrors` is set; :meth:`predict` is given the result.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} does not say what a mirrored image adds: give it join_mirrored"
+        )
 
     def phases(self) -> Mapping[str, Iterable[nn.Parameter]]:
         """Parameter groups that are trained in turn, each by an optimiser of its own; ``"main"`` is everyone's.

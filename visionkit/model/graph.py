@@ -198,11 +198,22 @@ class MultiTaskModel(nn.Module):
         everything = list(range(len(batch)))
         rows = self._rows_to_run({name: everything if name in wanted else [] for name in self.order})
         outputs = self.run_heads(self.branches(self.features(batch.images)), batch, rows, memory)
+        if mirrored := [name for name in wanted if self.head(name).mirrors]:
+            self._join_mirrored(mirrored, outputs, batch)
         if memory is not None:
             memory.update({name: out.memory for name, out in outputs.items() if self.head(name).remembers})
         return {
             name: self.head(name).predict(outputs[name], batch.view(name, everything, targets=False)) for name in wanted
         }
+
+    def _join_mirrored(self, names: Sequence[str], outputs: dict[str, Any], batch: MixedBatch) -> None:
+        """Put what these heads say of the images and of their mirror images together into their ``outputs``."""
+        seen, everything = batch.mirrored(), list(range(len(batch)))
+        rows = self._rows_to_run({name: everything if name in names else [] for name in self.order})
+        others = self.run_heads(self.branches(self.features(seen.images)), seen, rows)
+        for name in names:
+            view = batch.view(name, everything, targets=False)
+            outputs[name] = self.head(name).join_mirrored(outputs[name], others[name], view)
 
     def _rows_to_run(self, labelled: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
         """A head runs on its own rows and on those of every head that reads it."""
@@ -280,15 +291,17 @@ def means_of_all(
 
 
 def resolve_ports(heads: Mapping[str, Head], reads: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
-    """Which head feeds each port: the one that is named, else the only one of the right type."""
+    """Which head feeds each port: the one that is named, else the only one of the right type; ports that may stay open
+    are fed by name alone."""
     resolved: dict[str, dict[str, str]] = {}
     for name, head in heads.items():
         given = dict(reads.get(name, {}))
-        if unknown := set(given) - set(head.needs):
-            ports = ", ".join(head.needs) or "none"
+        wanted_of = {**head.needs, **{port: wanted for port, wanted in head.may_read.items() if port in given}}
+        if unknown := set(given) - set(wanted_of):
+            ports = ", ".join((*head.needs, *head.may_read)) or "none"
             raise UserError(f"head '{name}' has no port '{sorted(unknown)[0]}' (its ports: {ports})")
         resolved[name] = {
-            port: _feeder(name, port, wanted, given.get(port), heads) for port, wanted in head.needs.items()
+            port: _feeder(name, port, wanted, given.get(port), heads) for port, wanted in wanted_of.items()
         }
     return resolved
 

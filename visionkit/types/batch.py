@@ -164,6 +164,17 @@ class MixedBatch:
                 x[row, :, :, info.size[1] :] = 0.0
         return replace(self, images=x)
 
+    def mirrored(self) -> MixedBatch:
+        """The same images with left and right exchanged, their padding where it was; without targets.
+
+        ``info`` still says where pixels were before.
+        """
+        images = self.images.clone()
+        for row, info in enumerate(self.info):
+            width = info.size[1]
+            images[row, :, :, :width] = self.images[row, :, :, :width].flip(-1)
+        return replace(self, images=images, targets={})
+
     def labelled(self, head: str) -> list[int]:
         """Rows that are labelled for ``head``."""
         return [row for row, target in enumerate(self.targets.get(head, ())) if target is not None]
