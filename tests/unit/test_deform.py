@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.ops import deform_conv2d
 
-from visionkit.layers.deform import DeformConv
+from visionkit.layers.deform import DeformConv, deformed_conv
 
 
 def offset_of(layer: DeformConv) -> nn.Parameter:
@@ -42,3 +43,23 @@ def test_the_offsets_learn() -> None:
     layer(x).square().sum().backward()
     assert layer.offset.weight.grad is not None
     assert layer.offset.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("stride", "dilation", "groups", "modulated"), [(1, 1, 1, False), (2, 1, 2, True), (1, 2, 1, True)]
+)
+def test_the_way_for_cpus_equals_torchvisions_kernel(stride: int, dilation: int, groups: int, modulated: bool) -> None:
+    """Offsets of many pixels, beyond every edge of the image; values and all gradients."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 4, 7, 9, dtype=torch.float64), torch.randn(5, 4, 3, 3, dtype=torch.float64)
+    bias = torch.randn(5, dtype=torch.float64)
+    size = [(side + 2 * dilation - 2 * dilation - 1) // stride + 1 for side in (7, 9)]
+    offsets = torch.randn(2, 18 * groups, *size, dtype=torch.float64) * 4
+    mask = torch.rand(2, 9 * groups, *size, dtype=torch.float64)
+    given = [x, offsets, weight, bias, *([mask] if modulated else [])]
+    results = []
+    for conv in (deform_conv2d, deformed_conv):
+        x, offsets, weight, bias, *rest = (t.clone().requires_grad_() for t in given)
+        out = conv(x, offsets, weight, bias, stride, dilation, dilation, *rest)
+        results.append([out, *torch.autograd.grad(out.square().sum(), [x, offsets, weight, bias, *rest])])
+    torch.testing.assert_close(results[0], results[1])
