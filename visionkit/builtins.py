@@ -29,6 +29,12 @@ def visionkit_components() -> list[Component]:
         Component("evaluator", "coco_keypoints", "visionkit.evaluate.coco:CocoKeypoints", "COCO AP and AR by OKS"),
         Component("evaluator", "pck", "visionkit.evaluate.keypoints:PckEvaluator", "PCK, AUC, error in pixels"),
         Component(
+            "evaluator",
+            "classification",
+            "visionkit.evaluate.classification:ClassificationEvaluator",
+            "top-1 and top-5 accuracy",
+        ),
+        Component(
             "evaluator", "semantic", "visionkit.evaluate.semantic:SemanticEvaluator", "mIoU, IoU a class, accuracy"
         ),
         Component(

@@ -1,4 +1,4 @@
-"""Backbones from timm, and the feature pyramid on top of them."""
+"""Backbones, the necks on top of them, and the head that they are mostly trained with first."""
 
 from visionkit import Component, hookimpl
 
@@ -26,6 +26,24 @@ def visionkit_components() -> list[Component]:
             "vgg16",
             "visionkit_backbones.vgg:VGG16",
             "VGG16 with fully connected layers as convolutions: FCN's, LargeFOV's and DilatedNet's forms",
+        ),
+        Component(
+            "backbone",
+            "googlenet",
+            "visionkit_backbones.googlenet:GoogLeNet",
+            "GoogLeNet (Szegedy, CVPR 2015), as published or as torchvision has it",
+        ),
+        Component(
+            "head",
+            "classification",
+            "visionkit_backbones.classification:Classification",
+            "a class for the whole image, with auxiliary classifiers",
+        ),
+        Component(
+            "importer",
+            "torchvision/googlenet",
+            "visionkit_backbones.googlenet_weights:GoogLeNet",
+            "torchvision's GoogLeNet",
         ),
         Component(
             "backbone",

@@ -38,6 +38,7 @@ ARGUMENTS: dict[tuple[str, str], dict[str, Any]] = {
     ("head", "xception_unet"): {"channels": [16, 16, 8, 8]},
     ("backbone", "unet_encoder"): {"width": 4},
     ("backbone", "xception_encoder"): {"width": 8, "widths": [8, 16, 16]},
+    ("head", "classification"): {"auxiliary": {"c3": 0.3}},
     ("head", "fcn"): {"hidden": 8, "auxiliary": "c4"},
     ("head", "pspnet"): {"hidden": 16, "auxiliary_hidden": 8},
     ("backbone", "dilated_resnet"): {"model": "resnet18", "options": {"channels": [8, 16, 24, 32]}},
@@ -57,6 +58,7 @@ ARGUMENTS: dict[tuple[str, str], dict[str, Any]] = {
     ("transform", "hflip"): {"probability": 0.5},
 }
 PORTS = ("semantic_fpn", "rcnn", "roi_mask")  # the heads that the ports of others are fed by
+OF_CLASSES = ("classification", "cgan")
 OF_PICTURES = ("pictures", "pix2pix", "cyclegan", "style_transfer")
 FAMILIES = 4  # parts that the checks of a head are tried in, for tests that run side by side
 
@@ -76,13 +78,13 @@ def arguments(kind: str, name: str, shapes: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("kind", "name", "part"), CASES)
 def test_it_keeps_the_contract(
-    kind: str, name: str, part: int, plugins: PluginManager, source: ShapesSource, shapes: Path
+    kind: str, name: str, part: int, plugins: PluginManager, source: ShapesSource, shapes: Path, classes: Path
 ) -> None:
     extra: dict[str, Any] = {"source": source, "plugins": plugins} if kind in ("head", "evaluator") else {}
     if extra and name in OF_PICTURES:
         extra["source"] = PaintedSource(source={"name": "shapes", "size": 96, "root": str(shapes)})
-    if name == "cgan":
-        extra["source"] = ClassFolderSource(images=str(shapes))
+    if name in OF_CLASSES:
+        extra["source"] = ClassFolderSource(images=str(classes))
     if kind == "head":
         extra["others"] = {other: ARGUMENTS["head", other] for other in PORTS}
         extra["only"] = [name_of(check) for check in CHECKS[kind]][part::FAMILIES]

@@ -25,8 +25,18 @@ def label_set(given: str | list[str]) -> LabelSet:
     """
     if not isinstance(given, str):
         return LabelSet(tuple(given))
+    if given == "imagenet":
+        return imagenet()
     if given not in LABEL_SETS:
-        near = difflib.get_close_matches(given, LABEL_SETS, n=1)
+        names = [*LABEL_SETS, "imagenet"]
+        near = difflib.get_close_matches(given, names, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
-        raise UserError(f"no label set '{given}': {hint}(there is: {', '.join(LABEL_SETS)}; or list the classes)")
+        raise UserError(f"no label set '{given}': {hint}(there is: {', '.join(names)}; or list the classes)")
     return LABEL_SETS[given]
+
+
+def imagenet() -> LabelSet:
+    """The 1000 classes of ImageNet by their synsets (``n01440764`` ...), which are the names of its folders."""
+    from timm.data import ImageNetInfo
+
+    return LabelSet(tuple(ImageNetInfo().label_names()))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 _WHERE = {
     "BoundaryEvaluator": "visionkit.evaluate.boundary",
+    "ClassificationEvaluator": "visionkit.evaluate.classification",
     "Evaluator": "visionkit.evaluate.base",
     "evaluate_coco": "visionkit.evaluate.coco_metrics",
     "CocoBoxes": "visionkit.evaluate.coco",
@@ -27,6 +28,7 @@ _WHERE = {
 if TYPE_CHECKING:
     from visionkit.evaluate.base import Evaluator as Evaluator
     from visionkit.evaluate.boundary import BoundaryEvaluator as BoundaryEvaluator
+    from visionkit.evaluate.classification import ClassificationEvaluator as ClassificationEvaluator
     from visionkit.evaluate.coco import CocoBoxes as CocoBoxes
     from visionkit.evaluate.coco import CocoKeypoints as CocoKeypoints
     from visionkit.evaluate.coco import CocoMasks as CocoMasks
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BoundaryEvaluator",
+    "ClassificationEvaluator",
     "CocoBoxes",
     "CocoKeypoints",
     "CocoMasks",

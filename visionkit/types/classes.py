@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from visionkit.types.batch import ImageInfo
 from visionkit.types.labels import LabelSet
 from visionkit.types.predictions import Prediction
 from visionkit.types.targets import Target
@@ -41,11 +42,55 @@ class ClassTarget(Target):
 
     def draw(self, image: np.ndarray, labels: LabelSet) -> np.ndarray:
         """The name of the class in the upper left corner."""
-        image = image.copy()
-        name = labels.names[int(self.label)] if int(self.label) >= 0 else "-"
+        return _written(image, [labels.names[int(self.label)] if int(self.label) >= 0 else "-"])
+
+
+@dataclass
+class ClassPrediction(Prediction):
+    """How likely an image shows each of the classes.
+
+    Attributes:
+        probabilities: (classes,) float32 in 0 ... 1.
+    """
+
+    probabilities: Tensor
+
+    def __post_init__(self) -> None:
+        if self.probabilities.ndim != 1 or not self.probabilities.is_floating_point():
+            raise ValueError(f"probabilities must be floats of shape (classes,), not {self.probabilities.dtype} "
+                             f"{tuple(self.probabilities.shape)}")  # fmt: skip
+
+    def best(self, count: int) -> list[tuple[int, float]]:
+        """The likeliest classes and their probabilities, the surest first; of equal ones the first."""
+        values, labels = self.probabilities.cpu().sort(descending=True, stable=True)
+        return list(zip(labels[:count].tolist(), values[:count].tolist()))
+
+    @classmethod
+    def from_target(cls, target: ClassTarget, info: ImageInfo, labels: LabelSet) -> Self:
+        probabilities = torch.zeros(len(labels))
+        if int(target.label) >= 0:
+            probabilities[int(target.label)] = 1.0
+        return cls(probabilities)
+
+    def to_coco(self, image_id: int | str, labels: LabelSet) -> list[dict[str, Any]]:
+        """The five likeliest classes, a record each, without a region."""
+        return [
+            {"image_id": image_id, "category_id": labels.ids[label], "score": probability}
+            for label, probability in self.best(5)
+        ]
+
+    def draw(self, image: np.ndarray, labels: LabelSet) -> np.ndarray:
+        """The three likeliest classes in the upper left corner."""
+        return _written(image, [f"{labels.names[label]} {probability:.0%}" for label, probability in self.best(3)])
+
+
+def _written(image: np.ndarray, lines: list[str]) -> np.ndarray:
+    """(H, W, 3) with lines of text in the upper left corner."""
+    image = image.copy()
+    for row, line in enumerate(lines):
         for color, width in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-            cv2.putText(image, name, (2, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.4, color, width, cv2.LINE_AA)
-        return image
+            cv2.putText(image, line, (2, 12 + 14 * row), cv2.FONT_HERSHEY_SIMPLEX, 0.4, color, width, cv2.LINE_AA)
+    return image
 
 
 @dataclass
