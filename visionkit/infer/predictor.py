@@ -22,6 +22,7 @@ from visionkit.data.loader import collate
 from visionkit.data.transforms import apply_transforms
 from visionkit.data.wiring import build_transforms
 from visionkit.errors import DataError, UserError
+from visionkit.layers.winograd import keep_kernels
 from visionkit.model.fold import fold_batch_norms
 from visionkit.model.graph import MultiTaskModel
 from visionkit.model.run import load_model
@@ -71,8 +72,9 @@ class Predictor:
         device: where the model runs.
         precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
         channels_last: the memory format of weights and images; faster on most machines, and different in the last bits.
-        fold: put batch norms into the convolutions before them (:func:`~visionkit.model.fold.fold_batch_norms`), which
-            is faster, different in the last bits, and leaves a model that can no longer be trained.
+        fold: put batch norms into the convolutions before them (:func:`~visionkit.model.fold.fold_batch_norms`) and
+            transform the kernels of those once and for all (:mod:`visionkit.layers.winograd`), which is faster,
+            different in the last bits, and leaves a model that can no longer be trained.
         size_divisor: images are padded to a multiple of it.
 
     Raises:
@@ -101,6 +103,8 @@ class Predictor:
             fold_batch_norms(self.model)
         if channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if fold and self.device.type == "cpu" and precision == "32-true":
+            keep_kernels(self.model)
         self.channels_last = channels_last
         self.size_divisor = size_divisor
         self._dtype = _PRECISIONS[precision]

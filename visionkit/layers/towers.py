@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from visionkit.layers.conv import ConvNormAct
 from visionkit.layers.norm import NormName
+from visionkit.layers.winograd import WinogradConv2d
 
 
 class Tower(nn.Module):
@@ -41,7 +42,7 @@ class Tower(nn.Module):
         return tuple(self.conv(x) for x in levels)
 
 
-class AnchorValues(nn.Conv2d):
+class AnchorValues(WinogradConv2d):
     """The last layer of a tower: so many numbers for each anchor of each cell, by one 3 x 3 convolution.
 
     Args:

@@ -10,6 +10,7 @@ import torch
 
 from visionkit.config import HeadConfig, Pipeline, build_component
 from visionkit.errors import PluginError, UserError
+from visionkit.layers.winograd import use_winograd
 from visionkit.model.base import Backbone, Head, Neck
 from visionkit.model.graph import MultiTaskModel
 from visionkit.types import FeatureSpec, LabelSet
@@ -47,9 +48,11 @@ def build_model(pipeline: Pipeline, plugins: PluginManager, labels: Mapping[str,
     if pipeline.backbone is not None and (wanted := [level for level in backbone_spec if level in read]):
         backbone = build_component(plugins, "backbone", pipeline.backbone, pipeline, levels=wanted)
     try:
-        return MultiTaskModel(backbone, neck, heads, {name: c.reads for name, c in pipeline.heads.items()})
+        model = MultiTaskModel(backbone, neck, heads, {name: c.reads for name, c in pipeline.heads.items()})
     except UserError as error:
         raise pipeline.fail(("heads",), str(error)) from None
+    use_winograd(model)
+    return model
 
 
 def _specs(pipeline: Pipeline, plugins: PluginManager) -> tuple[FeatureSpec, FeatureSpec]:

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from visionkit.layers.norm import FrozenBatchNorm2d
+from visionkit.layers.winograd import WinogradConv2d
 from visionkit.model.graph import MultiTaskModel
 from visionkit.types import ImageInfo, MixedBatch
 
@@ -74,7 +75,7 @@ def _after(norm: nn.Module) -> nn.Module | None:
 
 def _is_foldable(module: nn.Module) -> bool:
     """Exactly these classes: one that makes its weight anew at every call would not notice."""
-    plain = type(module) is nn.Conv2d or (type(module) is nn.ConvTranspose2d and module.groups == 1)
+    plain = type(module) in (nn.Conv2d, WinogradConv2d) or (type(module) is nn.ConvTranspose2d and module.groups == 1)
     return plain and not _is_hooked(module)
 
 
