@@ -37,7 +37,8 @@ class CocoEvaluator(Evaluator):
     The ground truth is the source's annotation file, of those images that were added. Where the source has none, it is
     made of the targets, and images that come without one do not count. Several classes of the source that stand for one
     of the head are one category, by the id of the first; predictions of classes that the source does not know are
-    nothing that it could judge, and left out.
+    nothing that it could judge, and left out. Where every object is a sample of its own, what is said of the objects of
+    one image is judged together.
 
     Args:
         source: what the images come from.
@@ -77,11 +78,12 @@ class CocoEvaluator(Evaluator):
     ) -> None:
         """Take in one batch; ``targets`` are looked at only where ``needs_targets``."""
         for prediction, target, image in zip(predictions, targets, info, strict=True):
-            if image.id in self.images or (self.needs_targets and target is None):
+            if image.key in self.images or (self.needs_targets and target is None):
                 continue
             # By the class that is read: a mask prediction that is judged by its boxes needs no masks in its records.
             records = self.reads.to_coco(prediction, image.id, self.named)
-            self.images[image.id] = {
+            self.images[image.key] = {
+                "id": image.id,
                 "size": image.original_size,
                 "records": [record for record in records if record["category_id"] != -1],
                 "annotations": _annotations(target, self.named) if self.needs_targets else [],
@@ -111,24 +113,23 @@ class CocoEvaluator(Evaluator):
         """A COCO dictionary of the images that were added, in the categories that are judged."""
         categories = [{"id": n, "name": name} for n, name in zip(self.named.ids, self.named.names) if n != -1]
         if self.truth is None:
-            images = [
-                {"id": number, "height": image["size"][0], "width": image["size"][1]}
-                for number, image in self.images.items()
-            ]
+            sizes = {image["id"]: image["size"] for image in self.images.values()}
+            images = [{"id": number, "height": size[0], "width": size[1]} for number, size in sizes.items()]
             annotations = [
-                {**annotation, "image_id": number}
-                for number, image in self.images.items()
+                {**annotation, "image_id": image["id"]}
+                for image in self.images.values()
                 for annotation in image["annotations"]
             ]
             for index, annotation in enumerate(annotations):
                 annotation["id"] = index + 1
         else:
             judged = dict(zip(self.named.names, self.named.ids))
-            images = [image for image in self.truth["images"] if image["id"] in self.images]
+            seen = {image["id"] for image in self.images.values()}
+            images = [image for image in self.truth["images"] if image["id"] in seen]
             annotations = [
                 {**annotation, "category_id": judged[self.ids[annotation["category_id"]]]}
                 for annotation in self.truth["annotations"]
-                if annotation["image_id"] in self.images and annotation["category_id"] in self.ids
+                if annotation["image_id"] in seen and annotation["category_id"] in self.ids
             ]
         return {"images": images, "annotations": annotations, "categories": categories}
 
