@@ -23,8 +23,8 @@ class BoundaryEvaluator(Evaluator):
     classes that occur, as for mIoU.
 
     Boundary F (Csurka et al., BMVC 2013, section 3) is the harmonic mean of the share of contour pixels of the
-    prediction that have one of the truth within a tolerance, and the reverse; a mean over the images in which a class occurs, then
-    over classes.
+    prediction that have one of the truth within a tolerance, and the reverse; a mean over the images in which a class
+    occurs, then over classes.
 
     Where the truth ignores pixels neither counts anything, and what borders on them is no contour. What cannot be
     said, for want of a single pixel, is -1.
@@ -82,7 +82,8 @@ class BoundaryEvaluator(Evaluator):
         for label in (int(one) for one in there if one < len(self.labels)):
             masks = [((labels == label) | unknown) for labels in (seen, truth)]
             bands = [band(mask, distance) & ~unknown for mask in masks]
-            f = f_score(*(contour(mask) & ~unknown for mask in masks), tolerance)
+            edges = [contour(mask) & ~unknown for mask in masks]
+            f = f_score(edges[0], edges[1], tolerance)
             found[label] = int((bands[0] & bands[1]).sum()), int((bands[0] | bands[1]).sum()), f
         return found
 
