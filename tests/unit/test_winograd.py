@@ -68,6 +68,14 @@ def test_a_map_of_many_chunks():
     close(fast.weight.grad, usual.weight.grad)
 
 
+def test_results_may_be_changed_in_place():
+    usual, fast = pair(96, 96)
+    x = image(1, 96, 20, 20)
+    F.relu(fast(x), inplace=True).square().sum().backward()
+    F.relu(usual(x)).square().sum().backward()
+    close(fast.weight.grad, usual.weight.grad)
+
+
 def test_it_is_as_exact_as_the_usual_way():
     usual, fast = pair(256, 256)
     x = image(1, 256, 24, 24)

@@ -124,13 +124,14 @@ def convolve(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
         bias: (K,).
     """
     padded, kernel, outputs = _padded(x), kernel.flatten(0, 1), kernel.shape[3]
-    y = x.new_empty(x.shape[0], x.shape[2], x.shape[3], outputs)
+    shape = (x.shape[0], outputs, *x.shape[2:])
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    rows_of_y = y.permute(0, 2, 3, 1)
     for images, rows in _chunks(x, max(x.shape[1], outputs)):
         tiles = _tiles(padded[images, 2 * rows.start : 2 * rows.stop + 2])
-        shape = (*tiles.shape[:-1], outputs)
-        products = torch.bmm(tiles.view(16, -1, x.shape[1]), kernel).view(shape)
-        _untile(products, bias, y[images, 2 * rows.start : 2 * rows.stop])
-    return y.permute(0, 3, 1, 2)
+        products = torch.bmm(tiles.view(16, -1, x.shape[1]), kernel).view(*tiles.shape[:-1], outputs)
+        _untile(products, bias, rows_of_y[images, 2 * rows.start : 2 * rows.stop])
+    return y
 
 
 def kernel_gradient(x: Tensor, grad: Tensor) -> Tensor:
