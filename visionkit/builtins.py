@@ -11,6 +11,7 @@ def visionkit_components() -> list[Component]:
         Component("source", "coco", "visionkit.data.coco:CocoSource", "COCO json: boxes, masks, keypoints, panoptic"),
         Component("source", "folder", "visionkit.data.folder:FolderSource", "a folder of images and one of label maps"),
         Component("source", "class_folder", "visionkit.data.class_folder:ClassFolderSource", "a folder for each class"),
+        Component("source", "class_shapes", "visionkit.data.class_shapes:ClassShapesSource", "drawn shapes, one an image"),
         Component(
             "source", "pairs", "visionkit.data.pairs:PairsSource", "images and the pictures they are turned into"
         ),
