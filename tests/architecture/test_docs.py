@@ -38,6 +38,8 @@ SECTIONS: dict[str, type] = {
     "train.schedule": models.ScheduleConfig,
     "train.warmup": models.WarmupConfig,
     "evaluate": models.EvaluateConfig,
+    "evaluate.refine.HEAD": models.RefineConfig,
+    "evaluate.refine.HEAD.crf": models.CRFConfig,
 }
 
 

@@ -76,6 +76,15 @@ def test_many_colours_make_the_grid_coarser_and_keep_it_small() -> None:
     assert float((means[0] - means[2]).abs().mean()) < float((means[1] - means[2]).abs().mean()) < 0.05
 
 
+def test_a_grid_that_cannot_be_fine_is_coarse() -> None:
+    image = 255 * torch.rand(3, 50, 60, generator=torch.Generator().manual_seed(0))
+    grid = GridFilter(image, 0.5, 1.0, work=1 << 10)
+    means = grid(torch.rand(3000, 1)) / grid(torch.ones(3000, 1))
+    assert grid.rows * grid.columns <= 1 << 10
+    assert float(means.min()) >= 0.0
+    assert float(means.max()) <= 1.0 + 1e-5
+
+
 @pytest.mark.parametrize("exact", [True, False])
 def test_without_pairwise_energy_probabilities_stay(scene: tuple[Tensor, Tensor], exact: bool) -> None:
     probabilities = guess(4, 64, 64)

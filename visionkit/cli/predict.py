@@ -5,13 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from visionkit.cli.options import PluginFiles, plugin_manager
 from visionkit.errors import DataError, UserError
+
+if TYPE_CHECKING:
+    from visionkit.infer import Predictor
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
@@ -34,6 +38,13 @@ def command(
     source: Annotated[
         str | None, typer.Option(metavar="NAME", help="Prepare images as the run does for this source of its pipeline.")
     ] = None,
+    scales: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Average label maps over the image in these sizes: 0.75,1,1.25.")
+    ] = None,
+    flip: Annotated[bool, typer.Option("--flip", help="Average label maps over the mirror image too.")] = False,
+    tiles: Annotated[
+        int | None, typer.Option(min=1, metavar="PIXELS", help="Cut large images into blended squares of this side.")
+    ] = None,
     on_error: Annotated[
         Literal["fail", "skip"], typer.Option(help="Stop at an image that cannot be read, or leave it out.")
     ] = "fail",
@@ -49,6 +60,8 @@ def command(
 
     predictor = load(run, device=device, precision=precision, plugins=plugin_manager(plugin), source=source)
     wanted = [name.strip() for name in heads.split(",") if name.strip()] if heads else None
+    if scales or flip or tiles:
+        look_closer(predictor, wanted, scales, flip, tiles)
     results = predictor.stream(files, heads=wanted, batch_size=batch_size, on_error=on_error)
     skipped = 0
     with (
@@ -66,6 +79,33 @@ def command(
     left_out = f" ({skipped} skipped)" if skipped else ""
     written = ", ".join(f"{what} ({count})" for what, count in writer.counts.items())
     typer.echo(f"{len(files) - skipped} images{left_out} -> {out}: {written or 'nothing to write'}")
+
+
+def look_closer(
+    predictor: Predictor, heads: Sequence[str] | None, scales: str | None, flip: bool, tiles: int | None
+) -> None:
+    """Have the heads that are asked look at several sizes, mirror images and parts of an image.
+
+    Raises:
+        UserError: scales that are no positive numbers, or a head that does not score the classes of every pixel.
+    """
+    from visionkit.config import RefineConfig
+    from visionkit.model.refine import check_refinable
+
+    changes: dict[str, Any] = {"flip": True} if flip else {}
+    if tiles:
+        changes["window"] = tiles
+    if scales:
+        try:
+            changes["scales"] = tuple(float(part) for part in scales.split(","))
+        except ValueError:
+            changes["scales"] = (0.0,)
+        if not all(scale > 0 for scale in changes["scales"]):
+            raise UserError(f"--scales {scales}: expected positive numbers, such as 0.75,1,1.25")
+    for name in heads or predictor.heads:
+        if name in predictor.heads:
+            check_refinable(predictor.model, name)
+            predictor.refine[name] = replace(predictor.refine.get(name, RefineConfig()), **changes)
 
 
 def find_images(given: Sequence[str], leave_out: Path | None = None) -> list[Path]:

@@ -4,11 +4,13 @@ from visionkit.config.arguments import build_component, check_arguments
 from visionkit.config.load import load_pipeline, parse_pipeline, shipped_pipelines, summary_of
 from visionkit.config.pipeline import (
     ComponentConfig,
+    CRFConfig,
     EvaluateConfig,
     HeadConfig,
     OptimizerConfig,
     PartConfig,
     Pipeline,
+    RefineConfig,
     ScheduleConfig,
     SourceConfig,
     TrainConfig,
@@ -17,12 +19,14 @@ from visionkit.config.pipeline import (
 from visionkit.config.schema import json_schema
 
 __all__ = [
+    "CRFConfig",
     "ComponentConfig",
     "EvaluateConfig",
     "HeadConfig",
     "OptimizerConfig",
     "PartConfig",
     "Pipeline",
+    "RefineConfig",
     "ScheduleConfig",
     "SourceConfig",
     "TrainConfig",

@@ -158,6 +158,8 @@ def check_names(pipeline: Pipeline) -> None:
             known(head_name, heads, ("sources", name, "heads", i))
     for name in pipeline.evaluate.metrics:
         known(name, heads, ("evaluate", "metrics", name))
+    for name in pipeline.evaluate.refine:
+        known(name, heads, ("evaluate", "refine", name))
     for prefix in pipeline.train.parts:
         first, _, rest = prefix.partition(".")
         if first not in ("backbone", "neck", "heads"):

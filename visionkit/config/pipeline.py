@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Lt, MinLen
 from pydantic import ConfigDict
 
 from visionkit.config.reader import dump
@@ -184,12 +184,61 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class CRFConfig:
+    """A fully connected CRF over the probabilities of a head; see ``visionkit.layers.dense_crf``.
+
+    Attributes:
+        iterations: of the mean field.
+        appearance_weight: of the kernel of place and colour.
+        appearance_xy: its standard deviation in pixels of the original image.
+        appearance_rgb: its standard deviation in levels of 255.
+        smoothness_weight: of the kernel of place alone.
+        smoothness_xy: its standard deviation in pixels.
+        compatibility: energy of each pair of labels; ``None``: 1 where they differ.
+    """
+
+    __pydantic_config__ = STRICT
+
+    iterations: Count = 10
+    appearance_weight: NonNegative = 4.0
+    appearance_xy: PositiveFloat = 67.0
+    appearance_rgb: PositiveFloat = 3.0
+    smoothness_weight: NonNegative = 3.0
+    smoothness_xy: PositiveFloat = 1.0
+    compatibility: list[list[float]] | None = None
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """How the class probabilities of a head that scores every pixel are found: the mean over all scales and mirrors.
+
+    Attributes:
+        scales: of the image as it would be without; each is looked at.
+        flip: look at each mirrored too.
+        window: cut the image into squares of so many pixels, which are blended; ``None``: look at the whole.
+        overlap: share of a window that the next one covers too, at least.
+        margin: pixels around the image that are filled by mirroring it.
+        crf: refine the mean by a dense CRF.
+    """
+
+    __pydantic_config__ = STRICT
+
+    scales: Annotated[tuple[PositiveFloat, ...], MinLen(1)] = (1.0,)
+    flip: bool = False
+    window: Positive | None = None
+    overlap: Annotated[float, Ge(0), Lt(1)] = 0.5
+    margin: Count = 0
+    crf: CRFConfig | None = None
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """How the pipeline is evaluated.
 
     Attributes:
         every: training steps between evaluations; ``None``: at the end only.
         metrics: by head, its evaluators in place of the head's own choice.
+        refine: by head, how its class probabilities are found where one look is not enough; in prediction too.
         max_images: of each source; ``None``: all.
         pictures: how many images of each source are drawn.
     """
@@ -200,6 +249,7 @@ class EvaluateConfig:
     every: Positive | None = None
     transforms: list[ComponentConfig] = field(default_factory=list)
     metrics: dict[str, list[ComponentConfig]] = field(default_factory=dict)
+    refine: dict[str, RefineConfig] = field(default_factory=dict)
     max_images: Positive | None = None
     pictures: Count = 8
 

@@ -97,7 +97,7 @@ def _generate(annotation: Any, defs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _used(defs: dict[str, Any]) -> set[str]:
-    return {"OptimizerConfig", "PartConfig", "ScheduleConfig", "WarmupConfig"} & set(defs)
+    return {"OptimizerConfig", "PartConfig", "ScheduleConfig", "WarmupConfig", "RefineConfig", "CRFConfig"} & set(defs)
 
 
 def _ref(name: str) -> dict[str, str]:

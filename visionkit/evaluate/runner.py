@@ -20,6 +20,7 @@ from visionkit.data.wiring import build_feeds
 from visionkit.draw import comparison
 from visionkit.evaluate.base import Evaluator
 from visionkit.model.graph import MultiTaskModel
+from visionkit.model.refine import predict_refined
 from visionkit.model.run import write_atomically
 from visionkit.types import ImageInfo, LabelSet, PanopticPrediction, Prediction, Target
 
@@ -118,7 +119,9 @@ class _SourceEvaluation:
             ready = on_device.normalised(
                 self.model.mean, self.model.std, channels_last=self.pipeline.train.channels_last
             )
-            predictions = self.model.predict(ready, self.heads)
+            predictions = predict_refined(
+                self.model, ready, self.heads, config.refine, size_divisor=self.pipeline.train.size_divisor
+            )
             for head in self.heads:
                 theirs: Sequence[Target | None] = targets.get(head, [None] * len(batch))
                 for evaluator in self.evaluators[head]:

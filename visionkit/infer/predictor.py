@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from visionkit.config import Pipeline
+from visionkit.config import Pipeline, RefineConfig
 from visionkit.data.base import Sample, Transform
 from visionkit.data.images import as_hwc, from_hwc, read_image
 from visionkit.data.loader import collate
@@ -25,6 +25,7 @@ from visionkit.errors import DataError, UserError
 from visionkit.layers.winograd import keep_kernels
 from visionkit.model.fold import fold_batch_norms
 from visionkit.model.graph import MultiTaskModel
+from visionkit.model.refine import check_refinable, predict_refined
 from visionkit.model.run import load_model
 from visionkit.types import ImageInfo, LabelSet, Prediction
 from visionkit.types._tree import map_tensors
@@ -76,9 +77,10 @@ class Predictor:
             transform the kernels of those once and for all (:mod:`visionkit.layers.winograd`), which is faster,
             different in the last bits, and leaves a model that can no longer be trained.
         size_divisor: images are padded to a multiple of it.
+        refine: by head, how its class probabilities are found where one look is not enough.
 
     Raises:
-        UserError: no such precision.
+        UserError: no such precision, or a head to refine that does not score the classes of every pixel.
     """
 
     def __init__(
@@ -92,10 +94,14 @@ class Predictor:
         channels_last: bool = True,
         size_divisor: int = 32,
         fold: bool = False,
+        refine: Mapping[str, RefineConfig] | None = None,
     ) -> None:
         if precision not in _PRECISIONS:
             raise UserError(f"no precision '{precision}' to predict in (there are {', '.join(_PRECISIONS)})")
         self.labels = dict(labels)
+        self.refine = dict(refine or {})
+        for name in self.refine:
+            check_refinable(model, name)
         self.transforms = tuple(transforms)
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
@@ -197,7 +203,7 @@ class Predictor:
         batch = collate(samples, size_divisor=self.size_divisor).to(self.device)
         batch = batch.normalised(mean, std, channels_last=self.channels_last)
         with torch.autocast(self.device.type, self._dtype or torch.bfloat16, enabled=self._dtype is not None):
-            found = self.model.predict(batch, heads)
+            found = predict_refined(self.model, batch, heads, self.refine, size_divisor=self.size_divisor)
         return [
             {head: map_tensors(found[head][row], lambda tensor: tensor.cpu()) for head in heads}
             for row in range(len(samples))
@@ -211,6 +217,7 @@ def load(
     precision: str | None = None,
     plugins: PluginManager | Sequence[str] | None = None,
     source: str | None = None,
+    refine: Mapping[str, RefineConfig] | None = None,
 ) -> Predictor:
     """A run folder, ready to predict.
 
@@ -220,6 +227,7 @@ def load(
         precision: ``"32-true"`` (``None``), ``"bf16-mixed"`` or ``"16-mixed"``.
         plugins: a plugin manager, or the plugin files that the run needs beside the installed plugins.
         source: whose evaluation transforms images go through; ``None``: those of the pipeline's ``evaluate`` section.
+        refine: by head, how its class probabilities are found; ``None``: as the pipeline's ``evaluate`` section says.
 
     Raises:
         RunError: no run there, or a damaged one.
@@ -240,6 +248,7 @@ def load(
         precision=precision or "32-true",
         channels_last=loaded.pipeline.train.channels_last,
         size_divisor=loaded.pipeline.train.size_divisor,
+        refine=loaded.pipeline.evaluate.refine if refine is None else refine,
         fold=loaded.pipeline.train.channels_last,  # a run without is to be equal to its original to the last bits
     )
 

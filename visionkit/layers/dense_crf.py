@@ -180,8 +180,9 @@ class GridFilter:
     """The same sums by way of a grid, as fine as a fixed number of nodes allows.
 
     Its error in a normalised sum of values in 0 ... 1 is below 0.01 where nodes are 0.3 standard deviations apart: in
-    small images. In large ones with many colours they are about one apart; were the number of nodes still too large,
-    they are put further apart, and the kernel gets as wide as the cells are.
+    small images. In a photograph of 480x640 it is that on average; nodes are about one deviation apart then. Where an
+    image has too many colours for that, or ``xy`` is only a few pixels, they are put further apart, and the kernel gets
+    as wide as the cells are.
 
     Args:
         image: (3, H, W).
@@ -192,7 +193,7 @@ class GridFilter:
     def __init__(self, image: Tensor, xy: float, rgb: float, *, work: int = _WORK) -> None:
         colors = image.flatten(1).T / rgb
         self.spacing = _finest(colors - colors.amin(0), image.shape[1:], xy, work)
-        step = min(self.spacing, 1.0) * xy  # few nodes in the plane cost little
+        step = _in_plane(self.spacing) * xy
         (below, share), (left, part) = (_between(side, step, image.device) for side in image.shape[1:])
         self.rows, self.columns = int(below.max()) + 1, int(left.max()) + 1
 
@@ -259,10 +260,15 @@ def _finest(colors: Tensor, size: Sequence[int], xy: float, work: int) -> float:
     while True:
         where, _ = _in_tetrahedra(colors / spacing)
         touched = int((torch.bincount(where.flatten()) > 0).sum())
-        nodes = touched * math.prod(int(side / (min(spacing, 1.0) * xy)) + 2 for side in size)
+        nodes = touched * math.prod(int(side / (_in_plane(spacing) * xy)) + 2 for side in size)
         if nodes <= _NODES and nodes * len(_ball(spacing, colors.device)) <= work:
             return spacing
         spacing *= _COARSER
+
+
+def _in_plane(spacing: float) -> float:
+    """Of nodes in the plane: few of them cost little, so that they stay closer than those of colours."""
+    return min(spacing, max(1.0, spacing / 4))
 
 
 def _strides(device: torch.device) -> Tensor:

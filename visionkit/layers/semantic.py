@@ -28,8 +28,16 @@ def resample(x: Tensor, size: tuple[int, int], scale: tuple[float, float]) -> Te
 
 
 def cell_size(logits: Tensor, batch: Batch) -> int:
-    """Input pixels per cell of a semantic output (B, classes, h, w), whose sizes were rounded up."""
-    return -(-batch.images.shape[-1] // logits.shape[-1])
+    """Input pixels per cell of a semantic output (B, classes, h, w), whose sizes were rounded up.
+
+    Of the sizes that fit, the one that fits exactly, else a power of two: 33 pixels in two cells are cells of 32.
+    """
+    (height, width), (h, w) = batch.images.shape[-2:], logits.shape[-2:]
+    least = max(-(-height // h), -(-width // w))
+    power = 1 << (least - 1).bit_length()
+    if (height, width) == (h * least, w * least):
+        return least
+    return power if (-(-height // power), -(-width // power)) == (h, w) else least
 
 
 def stack_labels(targets: Sequence[SemanticTarget], size: tuple[int, int]) -> Tensor:
