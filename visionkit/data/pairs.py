@@ -126,6 +126,9 @@ class PaintedSource(Source):
         paint: each class in its colour, or the edges between them in white on black.
         reverse: turn paintings into images.
 
+    Attributes:
+        painted: the classes of the label maps.
+
     Raises:
         UserError: the other source is unknown, refuses its arguments, or has no label maps.
     """
@@ -142,7 +145,8 @@ class PaintedSource(Source):
             raise UserError(f"painted: its source has no label maps (it is labelled for: "
                             f"{', '.join(self._source.tasks) or 'nothing'})")  # fmt: skip
         self._paint, self._reverse = paint, reverse
-        self._colors = colors_of(self._source.labels["semantic"])
+        self.painted = self._source.labels["semantic"]
+        self._colors = colors_of(self.painted)
         self.labels = {"picture": NOTHING, "unpaired": NOTHING} | ({} if reverse else dict(self._source.labels))
 
     def __len__(self) -> int:
@@ -160,7 +164,7 @@ class PaintedSource(Source):
         painting = from_hwc(edges(labels) if self._paint == "edges" else self._colors[labels])
         image, picture = (painting, sample.image) if self._reverse else (sample.image, painting)
         targets = {task: target for task, target in sample.targets.items() if task in others}
-        targets |= dict.fromkeys(wanted, PictureTarget(picture))
+        targets |= dict.fromkeys(wanted, PictureTarget(picture, semantic if self._reverse else None))
         return replace(sample, image=image, targets=targets)
 
     def describe(self, index: int) -> str:

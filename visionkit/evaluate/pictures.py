@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from visionkit.data.base import Source
+from visionkit.data.pairs import PaintedSource
 from visionkit.errors import DataError, UserError
 from visionkit.evaluate.base import Evaluator
 from visionkit.evaluate.image_quality import (
@@ -24,6 +25,7 @@ from visionkit.evaluate.image_quality import (
     psnr,
     ssim,
 )
+from visionkit.evaluate.segmented import Segmenter
 from visionkit.types import ImageInfo, LabelSet, PicturePrediction, PictureTarget, Prediction, Target
 
 
@@ -39,19 +41,33 @@ class PicturesEvaluator(Evaluator):
         inception: a TorchScript file for FID and KID: pictures (B, 3, H, W) uint8 to features (B, D). StyleGAN's
             ``inception-2015-12-05.pt`` is one. Numbers depend on how it resizes, so name it beside them.
         lpips: a TorchScript file for LPIPS: two batches (B, 3, H, W) in -1 ... 1 to distances (B,) or (B, 1, 1, 1).
+        segmenter: the folder of a run for semantic segmentation, which says what it sees in the pictures that were made
+            (FCN score): ``segmented_mIoU``, ``segmented_pixel_accuracy`` and ``segmented_mean_accuracy``, by the label
+            maps that the pictures were made of where the source knows them (``painted`` in reverse), else by what the
+            run sees in the pictures that were wanted.
+        segmenter_head: which head of that run; needed where several make label maps.
 
     Raises:
-        UserError: a file of weights is missing or cannot be read.
+        UserError: a file of weights or a run is missing or cannot be read, or the run does not know what is shown.
     """
 
     reads = PicturePrediction
 
     def __init__(
-        self, source: Source, labels: LabelSet, *, inception: str | None = None, lpips: str | None = None
+        self,
+        source: Source,
+        labels: LabelSet,
+        *,
+        inception: str | None = None,
+        lpips: str | None = None,
+        segmenter: str | None = None,
+        segmenter_head: str | None = None,
     ) -> None:
         super().__init__(source, labels)
         self.inception = None if inception is None else _network(inception, "inception")
         self.lpips = None if lpips is None else _network(lpips, "lpips")
+        shown = source.painted if isinstance(source, PaintedSource) else None
+        self.segmenter = None if segmenter is None else Segmenter(segmenter, segmenter_head, shown)
         # By image: one that two processes saw must count once.
         self.images: dict[int | str, dict[str, Any]] = {}
 
@@ -72,6 +88,10 @@ class PicturesEvaluator(Evaluator):
                 raise DataError(f"image {image.path or image.id}: a picture of {tuple(made.shape)} for one of "
                                 f"{tuple(wanted.shape)}")  # fmt: skip
             self.images[image.id] = self._measured(made, wanted)
+            if self.segmenter is not None:
+                pixels = (made * 255.0).round().clamp(0, 255).to(torch.uint8)
+                cells = self.segmenter.cells(self.source, pixels, cast(PictureTarget, target).to("cpu"))
+                self.images[image.id]["segmented"] = cells
 
     def _measured(self, made: Tensor, wanted: Tensor) -> dict[str, Any]:
         """All that is said of one picture."""
@@ -104,6 +124,9 @@ class PicturesEvaluator(Evaluator):
         out = {name: _mean([said[name] for said in seen if said[name] is not None]) for name in names}
         if self.inception is not None:
             out |= self._distances([said["features"] for said in seen])
+        if self.segmenter is not None:
+            cells = {key: said["segmented"] for key, said in self.images.items()}
+            out |= self.segmenter.scores(self.source, cells)
         return out
 
     @staticmethod

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from visionkit.types.batch import ImageInfo
 from visionkit.types.labels import LabelSet
 from visionkit.types.predictions import Prediction
-from visionkit.types.targets import Target
+from visionkit.types.targets import SemanticTarget, Target
 
 if TYPE_CHECKING:
     from visionkit.data.geometry import Geometry
@@ -30,9 +30,11 @@ class PictureTarget(Target):
 
     Attributes:
         picture: (3, H, W) uint8 RGB, of the size of its image.
+        shows: what is to be seen in it where, if the image that it is made of says so; for scores of what was made.
     """
 
     picture: Tensor
+    shows: SemanticTarget | None = None
 
     def __post_init__(self) -> None:
         if self.picture.ndim != 3 or self.picture.shape[0] != 3 or self.picture.dtype != torch.uint8:
@@ -40,7 +42,7 @@ class PictureTarget(Target):
                              f"{tuple(self.picture.shape)}")  # fmt: skip
 
     def moved(self, geometry: Geometry) -> PictureTarget:
-        """Resized like an image, and averaged where it shrinks."""
+        """Resized like an image, and averaged where it shrinks. What it shows is left out: nothing learns from it."""
         return PictureTarget(geometry.image(self.picture, antialias_below=1.0))
 
     def padded(self, size: tuple[int, int]) -> PictureTarget:
