@@ -25,7 +25,20 @@ from visionkit.plugins import PluginManager
 )
 def test_profile_counts_the_parameters(name: str, parameters: int, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="0"):
-        main(["profile", name, "--size", "32x32", "--boxes", "1", "--json", str(tmp_path / "cost.json")])
+        main(
+            [
+                "profile",
+                name,
+                "--size",
+                "32x32",
+                "--boxes",
+                "1",
+                "--repeats",
+                "1",
+                "--json",
+                str(tmp_path / "cost.json"),
+            ]
+        )
     assert json.loads((tmp_path / "cost.json").read_text())["total"]["parameters"] == parameters
 
 

@@ -19,6 +19,7 @@ def command(
     images: Annotated[int, typer.Option("--images", min=1, help="Images in the batch.")] = 1,
     classes: Annotated[int, typer.Option("--classes", min=1, help="Classes of heads that list none.")] = 80,
     boxes: Annotated[int, typer.Option("--boxes", min=0, help="Boxes an image for branches on boxes.")] = 100,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Passes that are timed, after a first.")] = 5,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda ...")] = "cpu",
     overrides: Overrides = None,
     plugin: PluginFiles = None,
@@ -46,7 +47,7 @@ def command(
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from None
-    profile = profile_model(model, (height, width), images=images, device=device, boxes=boxes)
+    profile = profile_model(model, (height, width), images=images, device=device, boxes=boxes, repeats=repeats)
     if json_file:
         extra = {"pipeline": description.name, "size": [height, width], "images": images, "device": device}
         write_text(json_file, json.dumps({**profile.to_dict(), **extra}, indent=1) + "\n")
