@@ -17,6 +17,9 @@ def visionkit_components() -> list[Component]:
         ),
         Component("source", "unpaired", "visionkit.data.pairs:UnpairedSource", "images of two domains, in no order"),
         Component("source", "painted", "visionkit.data.pairs:PaintedSource", "label maps of any source as pictures"),
+        Component(
+            "source", "outlines", "visionkit.data.outlines:OutlinesSource", "instances as maps of objects and borders"
+        ),
         Component("source", "shapes", "visionkit.data.shapes:ShapesSource", "drawn scenes with every kind of label"),
         Component("transform", "normalize", "visionkit.data.transforms:Normalize", "normalise before resizing"),
         Component("transform", "resize", "visionkit.data.transforms:Resize", "resize by short and long side"),

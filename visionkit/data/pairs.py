@@ -140,7 +140,7 @@ class PaintedSource(Source):
         paint: Literal["classes", "edges"] = "classes",
         reverse: bool = False,
     ) -> None:
-        self._source = _built({"name": "shapes"} if source is None else source)
+        self._source = built_source("painted", {"name": "shapes"} if source is None else source)
         if "semantic" not in self._source.tasks:
             raise UserError(f"painted: its source has no label maps (it is labelled for: "
                             f"{', '.join(self._source.tasks) or 'nothing'})")  # fmt: skip
@@ -199,16 +199,16 @@ def _rgb(hsv: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(hsv[None], cv2.COLOR_HSV2RGB)[0]
 
 
-def _built(config: dict[str, Any]) -> Source:
-    """The source that a mapping with ``name`` describes."""
+def built_source(who: str, config: dict[str, Any]) -> Source:
+    """The source that a mapping with ``name`` describes; ``who`` asks for it."""
     if not isinstance(name := config.get("name"), str):
-        raise UserError(f"painted: 'source' must say which one, as {{name: folder, ...}}, not {config}")
+        raise UserError(f"{who}: 'source' must say which one, as {{name: folder, ...}}, not {config}")
     try:
         source = PluginManager().load("source", name)(**{key: v for key, v in config.items() if key != "name"})
     except TypeError as error:
-        raise UserError(f"painted: source '{name}': {error}") from None
+        raise UserError(f"{who}: source '{name}': {error}") from None
     if not isinstance(source, Source):
-        raise UserError(f"painted: '{name}' is a {type(source).__name__}, not a Source")
+        raise UserError(f"{who}: '{name}' is a {type(source).__name__}, not a Source")
     return source
 
 
