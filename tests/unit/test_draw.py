@@ -23,6 +23,7 @@ from visionkit.draw import (
     palette,
     sheet,
 )
+from visionkit.draw.instances import SIDES, sides_of
 from visionkit.draw.palette import shade, text_color
 from visionkit.draw.text import Words
 from visionkit.layers import rle
@@ -166,6 +167,39 @@ def test_limbs_join_only_keypoints_that_are_there() -> None:
         paint = changed(gray(400, 400), draw_instances(gray(400, 400), points, LABELS))
         assert paint[199, 120:280].all() == joined
         assert paint[199, 120:280].any() == joined
+
+
+PAIRED = LabelSet(
+    ("cat",),
+    keypoints=("nose", "left_paw", "right_paw", "left_ear"),
+    skeleton=((0, 1), (0, 2), (1, 2)),
+    swaps=((1, 2),),
+)
+
+
+def test_limbs_have_the_colour_of_their_side() -> None:
+    assert sides_of(PAIRED) == ("", "left", "right", "")  # an ear without a mirror image has no side
+    mask = np.zeros((400, 400), np.uint8)
+    mask[40:360, 40:360] = 1
+    points = target(mask=mask, points=[[200, 100, 2], [100, 300, 2], [300, 300, 2], [0, 0, 0]])
+    points.masks = None
+    picture = draw_instances(gray(400, 400), points, PAIRED)
+    assert tuple(picture[200, 150]) == SIDES["left"]
+    assert tuple(picture[200, 250]) == SIDES["right"]
+    assert tuple(picture[299, 200]) == shade(class_colors([PAIRED])["cat"], 0, 30.0)  # from side to side: the middle
+    seen = comparison(gray(400, 400), {"k": points}, {}, {"k": PAIRED}).reshape(-1, 3)
+    assert all((seen == color).all(1).any() for color in SIDES.values())  # and the legend says so
+
+
+def test_on_a_small_object_the_limbs_stay_in_sight() -> None:
+    mask = np.zeros((400, 400), np.uint8)
+    mask[200:230, 200:230] = 1
+    points = target(mask=mask, points=[[215, 203, 2], [203, 227, 1], [227, 227, 2], [0, 0, 0]])
+    points.masks = None
+    patch = draw_instances(gray(400, 400), points, PAIRED)[200:230, 200:230].reshape(-1, 3)
+    for color in SIDES.values():
+        assert (np.abs(patch.astype(int) - color).sum(1) < 60).sum() >= 10
+    assert (patch == gray()[0, 0]).all(1).mean() > 0.3  # the ground is not covered
 
 
 def test_keypoints_below_their_score_are_not_drawn() -> None:

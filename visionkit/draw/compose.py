@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from visionkit.draw import canvas as paint
-from visionkit.draw.instances import join, paint_objects, tag_objects, to_drawn
+from visionkit.draw.instances import SIDES, join, paint_objects, sides_of, tag_objects, to_drawn
 from visionkit.draw.palette import class_colors, palette
 from visionkit.draw.panoptic import Map, fill_segments, name_segments, to_map
 from visionkit.draw.semantic import enlarge_labels, fill_regions, name_regions
@@ -162,6 +162,7 @@ def comparison(
     classes = {name: color for name, color in class_colors(sets.values()).items() if name in seen}
     pointed = [sets[h] for items in (targets, predictions) for h, item in items.items() if _has_points(item, min_score)]
     points = {name: palette(thing=True)[i] for s in pointed for i, name in enumerate(s.keypoints)}
+    points |= {f"{side} limbs": color for side, color in SIDES.items() if any(side in sides_of(s) for s in pointed)}
     return np.concatenate((picture, legend(classes, picture.shape[1], paint.text_size(plain), dots=points)))
 
 

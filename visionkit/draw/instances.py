@@ -15,6 +15,8 @@ from visionkit.layers import rle
 from visionkit.types import BoxPrediction, InstanceTarget, KeypointPrediction, LabelSet, MaskPrediction
 
 HIDDEN, VISIBLE = 1, 2
+SIDES: dict[str, Color] = {"left": (240, 228, 66), "right": (213, 94, 0)}
+"""Colours of the limbs of one side: of Okabe and Ito's set, told apart by everyone."""
 MANY = 12
 """Objects on a picture, beyond which not every one is written upon."""
 
@@ -41,6 +43,7 @@ class Drawn:
         mask: where there is one.
         points: (K, 3) of x, y and 0 (not drawn), ``HIDDEN`` or ``VISIBLE``, where there are keypoints.
         limbs: pairs of keypoint indices.
+        sides: of each keypoint, ``"left"``, ``"right"`` or ``""``.
         spread: degrees of hue that the instances of its class are spread over.
     """
 
@@ -52,6 +55,7 @@ class Drawn:
     mask: Crop | None = None
     points: np.ndarray | None = None
     limbs: tuple[tuple[int, int], ...] = ()
+    sides: tuple[str, ...] = ()
     spread: float = 30.0
 
 
@@ -117,10 +121,20 @@ def to_drawn(
             mask=_mask(instances, i),
             points=_points(instances, i, min_keypoint_score),
             limbs=labels.skeleton,
+            sides=sides_of(labels),
             spread=spread,
         )
         for i in order
     ]
+
+
+def sides_of(labels: LabelSet) -> tuple[str, ...]:
+    """The side of each keypoint: what its name says, where another keypoint is its mirror image; else none."""
+    paired = {i for pair in labels.swaps for i in pair}
+    return tuple(
+        next((side for side in SIDES if i in paired and side in name.lower()), "")
+        for i, name in enumerate(labels.keypoints)
+    )
 
 
 def _mask(instances: BoxPrediction | InstanceTarget, i: int) -> Crop | None:
@@ -161,8 +175,10 @@ def join(groups: Sequence[Sequence[Drawn]]) -> list[Drawn]:
             old = joined[same[0]]
             points = old.points if old.points is not None else new.points
             mask = old.mask if old.mask is not None else new.mask
-            limbs, crowd = old.limbs or new.limbs, old.crowd or new.crowd
-            joined[same[0]] = replace(old, mask=mask, points=points, limbs=limbs, crowd=crowd)
+            limbs, sides = old.limbs or new.limbs, old.sides or new.sides
+            joined[same[0]] = replace(
+                old, mask=mask, points=points, limbs=limbs, sides=sides, crowd=old.crowd or new.crowd
+            )
     return joined
 
 
@@ -254,22 +270,32 @@ def _paint_box(canvas: np.ndarray, thing: Drawn, color: Color, scale: int) -> No
 
 
 def _paint_skeleton(canvas: np.ndarray, thing: Drawn, color: Color, scale: int) -> None:
-    """Limbs in the object's shade, keypoints in a colour each; what is hidden is dashed and hollow."""
+    """Limbs in the colour of their side, those in the middle in the object's shade, keypoints in a colour each; what is
+    hidden is dashed and hollow. On a small object keypoints are no larger than limbs, and have their colours."""
     assert thing.points is not None
     u = paint.unit(canvas)
-    width, states = max(2, round(2.4 * u)), thing.points[:, 2]
+    states = thing.points[:, 2]
     xy = thing.points[:, :2] * scale
-    # On a small object the dots must not cover one another.
-    radius = float(np.clip(np.sqrt(_area(thing.box)) * scale / 30, 2.0 * u, 4.2 * u))
-    width = max(1, round(min(width, radius)))
+    roomy = np.sqrt(_area(thing.box)) * scale / 30  # a dot of this radius does not cover its neighbours
+    small = roomy < 2.0 * u
+    radius = float(np.clip(roomy, 1.0 * u, 4.2 * u))
+    width = max(1, round(min(2.4 * u, radius if not small else 1.4 * radius)))
+    rim = 1 if small else 1.2 * u
     limbs = [(a, b) for a, b in thing.limbs if states[a] > 0 and states[b] > 0]
-    for rim in (True, False):  # a dark rim under all limbs keeps them visible on any ground
+    for below in (True, False):  # a dark rim under all limbs keeps them visible on any ground
         for a, b in limbs:
-            dash = 4 * u if HIDDEN in (states[a], states[b]) else 0.0
-            paint.line(canvas, xy[a], xy[b], (20, 20, 20) if rim else color, width + 2 * rim, dash=dash)
-    for i in np.flatnonzero(states > 0):
-        own = palette(thing=True)[i % 256]
-        paint.dot(canvas, xy[i], radius + 1.2 * u, (20, 20, 20))
+            dash = max(4 * u, 3 * width) if HIDDEN in (states[a], states[b]) and not small else 0.0
+            own = (20, 20, 20) if below else _side_color(thing, (a, b), color)
+            paint.line(canvas, xy[a], xy[b], own, width + 2 * below, dash=dash)
+    for i in np.flatnonzero(states > 0).tolist():
+        own = _side_color(thing, (i,), color) if small else palette(thing=True)[i % 256]
+        paint.dot(canvas, xy[i], radius + rim, (20, 20, 20))
         paint.dot(canvas, xy[i], radius, own)
         if states[i] == HIDDEN:
             paint.dot(canvas, xy[i], radius * 0.55, (255, 255, 255))
+
+
+def _side_color(thing: Drawn, keypoints: Sequence[int], middle: Color) -> Color:
+    """The colour of the side on which all of these keypoints lie, leaving out those in the middle."""
+    sides = {thing.sides[i] for i in keypoints if thing.sides and thing.sides[i]}
+    return SIDES[sides.pop()] if len(sides) == 1 else middle
