@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from visionkit import Head
 from visionkit.types import Batch, Features, FeatureSpec, LabelSet, Mean, PicturePrediction, PictureTarget
-from visionkit_translation.discriminator import Objective, PatchGAN, judge_costs, made_cost
-from visionkit_translation.generators import Norm, ResNetGenerator
+from visionkit_translation.discriminator import Objective, PatchGAN, gradient_penalty, judge_costs, made_cost
+from visionkit_translation.generators import ENCODER, Norm, ResNetGenerator
 from visionkit_translation.pictures import (
     Color,
     PictureOutput,
@@ -51,6 +51,8 @@ class CycleGAN(Head):
         judge_layers: steps down of the discriminators; 3 for patches of 70 pixels.
         judge_width: channels of their first layer.
         objective: what their judgements cost.
+        penalty: weight of the gradient penalty; for ``wasserstein`` alone.
+        shared_encoder: both generators have one first convolution and two steps down in common.
         cycle: weight of the mean absolute difference after the way there and back.
         identity: weight of that of a picture that is already in the domain it is brought to, as a share of ``cycle``;
             0: it is not asked for.
@@ -77,6 +79,8 @@ class CycleGAN(Head):
         judge_layers: int = 3,
         judge_width: int = 64,
         objective: Objective = "least_squares",
+        penalty: float = 10.0,
+        shared_encoder: bool = False,
         cycle: float = 10.0,
         identity: float = 0.5,
         pool: int = 50,
@@ -85,13 +89,18 @@ class CycleGAN(Head):
         std: Color = (0.5, 0.5, 0.5),
     ) -> None:
         super().__init__(spec, labels)
-        self.objective, self.cycle, self.identity = objective, cycle, identity
+        self.objective, self.penalty, self.cycle, self.identity = objective, penalty, cycle, identity
         self.mean, self.std = mean, std
         self.forth = ResNetGenerator(blocks=blocks, width=width, norm=norm)
         self.back = ResNetGenerator(blocks=blocks, width=width, norm=norm)
+        if shared_encoder:
+            self.back.layers = nn.Sequential(*self.forth.layers[:ENCODER], *self.back.layers[ENCODER:])
         self.judge_first = PatchGAN(3, layers=judge_layers, width=judge_width, norm=norm)
         self.judge_second = PatchGAN(3, layers=judge_layers, width=judge_width, norm=norm)
         self.pool_first, self.pool_second = PicturePool(pool, pool_side), PicturePool(pool, pool_side)
+        if objective == "wasserstein":
+            names = [f"{side}_{what}" for side in ("first", "second") for what in ("real", "fake", "penalty")]
+            self.phase_loss_names = {"discriminator": tuple(names)}  # type: ignore[misc]
         if not identity:
             self.loss_names = ("gan_forth", "gan_back", "cycle")  # type: ignore[assignment,misc]
 
@@ -133,6 +142,8 @@ class CycleGAN(Head):
             ("second", self.judge_second, second, self.pool_second.exchange(output.picture)),
         ):
             found = judge_costs(self.objective, judge(real), _judged(judge, made))
+            if self.objective == "wasserstein":
+                found["penalty"] = self.penalty * _penalty(judge, real, made)
             costs |= {f"{name}_{side}": cost / 2.0 for side, cost in found.items()}
         return costs
 
@@ -144,6 +155,15 @@ def _apart(pairs: Iterable[tuple[Tensor, Tensor]], known: Tensor, weight: float)
     """The mean absolute differences of pairs of pictures, added up."""
     found = [mean_absolute(one, other, known) for one, other in pairs]
     return Mean(weight * torch.stack([total for total, _ in found]).sum(), found[0][1])
+
+
+def _penalty(judge: nn.Module, real: Tensor, made: list[Tensor]) -> Tensor:
+    """The mean gradient penalty of pictures; where sizes differ, a picture is compared in the corner that both have."""
+    parts = []
+    for one, other in zip(real, made):
+        height, width = (min(sides) for sides in zip(one.shape[1:], other.shape[1:]))
+        parts.append(gradient_penalty(judge, one[None, :, :height, :width], other[None, :, :height, :width]))
+    return torch.stack(parts).mean()
 
 
 def _judged(judge: nn.Module, pictures: list[Tensor]) -> Tensor:

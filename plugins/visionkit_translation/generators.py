@@ -118,6 +118,10 @@ class UNet(nn.Module):
         return x[..., : size[0], : size[1]]
 
 
+ENCODER = 10
+"""Layers of :class:`ResNetGenerator` before its residual blocks."""
+
+
 class ResNetGenerator(nn.Module):
     """Two steps down, residual blocks, two steps up, with mirrored borders (Zhu et al., ICCV 2017, section 7.2, after
     Johnson et al., ECCV 2016).

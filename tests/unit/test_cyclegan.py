@@ -119,6 +119,37 @@ def test_identity_can_be_left_out() -> None:
     assert tuple(one.losses(one({}, data, {}), data)) == one.loss_names == ("gan_forth", "gan_back", "cycle")
 
 
+def test_an_encoder_can_be_shared() -> None:
+    apart, shared = head(), head(shared_encoder=True)
+    counts = [sum(p.numel() for p in one.parameters()) for one in (apart, shared)]
+    encoder = sum(p.numel() for p in apart.forth.layers[:10].parameters())
+    assert encoder == (3 * 4 * 49 + 4) + (4 * 8 * 9 + 8) + (8 * 16 * 9 + 16)
+    assert counts[0] - counts[1] == encoder
+    data = batch()
+    losses = shared.losses(shared({}, data, {}), data)
+    losses["gan_back"].backward()  # type: ignore[operator]
+    assert all(p.grad is not None for p in shared.back.parameters())
+    assert shared.forth.layers[1].weight.grad is not None
+    assert shared.forth.layers[-2].weight.grad is None
+    again = head(shared_encoder=True)
+    again.load_state_dict(shared.state_dict())
+    torch.testing.assert_close(again({}, data, {}).picture, shared({}, data, {}).picture)
+
+
+@pytest.mark.parametrize("objective", ["vanilla", "hinge", "wasserstein"])
+def test_every_objective_trains_the_judges(objective: str) -> None:
+    one, data = head(objective=objective, pool=0), batch(2)
+    output = one({}, data, {})
+    one.losses(output, data)
+    detached = CycleOutput(output.picture.detach(), output.back.detach())  # type: ignore[union-attr]
+    costs = one.phase_losses("discriminator", detached, data)
+    assert tuple(costs) == tuple(one.phase_loss_names["discriminator"])
+    assert ("first_penalty" in costs) == (objective == "wasserstein")
+    torch.stack(list(costs.values())).sum().backward()
+    for judge in (one.judge_first, one.judge_second):
+        assert all(p.grad is not None for p in judge.parameters() if p.requires_grad)
+
+
 def test_images_that_were_normalised_otherwise_come_in_the_same_range() -> None:
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     one, other, data = head(), head(mean=mean, std=std), batch()

@@ -20,7 +20,7 @@ from visionkit.train.progress import Averages, MetricsFile
 
 
 def settings(name: str, **schedule: object) -> SimpleNamespace:
-    base = {"milestones": [60, 80], "gamma": 0.1, "power": 0.9, "final": 0.0}
+    base = {"milestones": [60, 80], "gamma": 0.1, "power": 0.9, "hold": 0.0, "final": 0.0}
     return SimpleNamespace(
         steps=100,
         optimizer=SimpleNamespace(lr=2.0),
@@ -35,6 +35,9 @@ def test_schedules_follow_their_closed_forms():
     assert learning_rate(settings("cosine"), 25) == pytest.approx(1 + math.cos(math.pi / 4))
     assert learning_rate(settings("poly"), 30) == pytest.approx(2 * 0.7**0.9)
     assert learning_rate(settings("constant"), 99) == 2.0
+    # CycleGAN's: all of it for half of the steps, then in a straight line to 0.
+    held = settings("poly", power=1.0, hold=0.5)
+    assert [learning_rate(held, s) for s in (0, 49, 50, 75, 100)] == pytest.approx([2, 2, 2, 1, 0])
 
 
 def test_warm_up_is_linear_from_its_factor_to_the_schedule():

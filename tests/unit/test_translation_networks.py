@@ -156,6 +156,17 @@ def test_weights_begin_as_the_paper_says() -> None:
     assert not bool(net.up[-1][1].bias.any())
 
 
+@pytest.mark.parametrize("make", [lambda: ResNetGenerator(blocks=2, width=16), lambda: PatchGAN(6, width=16)])
+def test_every_network_begins_like_that(make) -> None:  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    convs = [m for m in make().modules() if isinstance(m, torch.nn.Conv2d | torch.nn.ConvTranspose2d)]
+    every = torch.cat([conv.weight.detach().flatten() for conv in convs])
+    assert abs(float(every.std()) - 0.02) < 3e-4
+    assert abs(float(every.mean())) < 3e-4
+    assert all(abs(float(conv.weight.detach().std()) - 0.02) < 0.003 for conv in convs)
+    assert not any(bool(conv.bias.any()) for conv in convs if conv.bias is not None)
+
+
 # -- noise
 
 

@@ -117,6 +117,7 @@ class ScheduleConfig:
     Attributes:
         milestones: steps after which ``multistep`` multiplies by ``gamma``.
         power: exponent of ``poly``.
+        hold: share of the steps before ``cosine`` and ``poly`` begin to fall.
         final: what ``cosine`` and ``poly`` end at, as a share of the learning rate.
     """
 
@@ -126,6 +127,7 @@ class ScheduleConfig:
     milestones: tuple[Positive, ...] = ()
     gamma: PositiveFloat = 0.1
     power: PositiveFloat = 0.9
+    hold: Annotated[float, Ge(0), Lt(1)] = 0.0
     final: NonNegative = 0.0
 
 

@@ -132,9 +132,11 @@ def learning_rate(train: TrainConfig, step: int) -> float:
     - ``multistep``: times ``gamma`` at each milestone passed;
     - ``cosine``: half a cosine from 1 to ``final`` (a share of the base rate);
     - ``poly``: ``(1 - step / steps) ** power`` (DeepLab, Chen et al. 2017), down to ``final``.
+
+    The last two keep the whole rate for a share ``hold`` of the steps, and take the rest for their way down.
     """
     schedule, warmup = train.schedule, train.warmup
-    done = min(step / max(train.steps, 1), 1.0)
+    done = max(min(step / max(train.steps, 1), 1.0) - schedule.hold, 0.0) / (1.0 - schedule.hold)
     if schedule.name == "multistep":
         factor = schedule.gamma ** sum(step >= milestone for milestone in schedule.milestones)
     elif schedule.name == "cosine":
