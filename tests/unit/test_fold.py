@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from visionkit.config.load import load_pipeline
 from visionkit.infer import Predictor
 from visionkit.layers.norm import FrozenBatchNorm2d, freeze_batch_norms
+from visionkit.layers.winograd import use_winograd
 from visionkit.model import Backbone, Head, MultiTaskModel
 from visionkit.model.build import build_model, placeholder_labels
-from visionkit.model.fold import fold_batch_norms
+from visionkit.model.fold import fold_batch_norms, join_frozen_norms
 from visionkit.plugins import PluginManager
 from visionkit.types import FeatureSpec, ImageInfo, LabelSet, Level, MixedBatch, Output, Prediction
 
@@ -242,6 +243,57 @@ def test_networks_of_timm_lose_all_their_batch_norms(name, freeze):
     count, body = folded(body, 64)
     assert count == before > 0
     assert norms_in(body) == 0
+
+
+def joined(body: nn.Module, size: int = 32) -> tuple[int, nn.Module]:
+    """How many frozen norms of ``body`` are joined, and what it has become; results and gradients must stay."""
+    usual, other = Body(copy.deepcopy(body)), Body(body)
+    count = join_frozen_norms(other, (size, size))
+    assert other.state_dict().keys() == usual.state_dict().keys()
+    x = torch.randn(2, 3, size, size).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        assert torch.equal(other.eval()(x)["c1"], usual.eval()(x)["c1"])
+    want, found = usual.train()(x)["c1"], copy.deepcopy(other).train()(x)["c1"]
+    near(found, want)
+    above = torch.randn_like(want)
+    other.train()(x)["c1"].backward(above)
+    want.backward(above)
+    for mine, theirs in zip(other.parameters(), usual.parameters(), strict=True):
+        near(mine.grad, theirs.grad)
+    return count, other.body
+
+
+def near(found: Tensor, want: Tensor) -> None:
+    torch.testing.assert_close(found, want, rtol=0, atol=1e-5 * float(want.detach().abs().max()))
+
+
+def test_frozen_norms_are_joined_with_what_stands_before_them():
+    for bias in (False, True):
+        count, body = joined(
+            nn.Sequential(nn.Conv2d(3, 8, 3, bias=bias), frozen(8), nn.Conv2d(8, 8, 1, bias=False), norm(8))
+        )
+        assert count == 1
+        assert type(body[2]) is nn.Conv2d
+    shared = ReadTwice(first=False)
+    shared.norm = frozen(8)
+    assert joined(shared)[0] == 0
+
+
+def test_a_frozen_network_joins_all_its_norms_and_can_still_be_folded():
+    body = timm.create_model("resnet18", features_only=True, channels=[96, 96, 96, 96])
+    for module in body.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    use_winograd(freeze_batch_norms(body))
+    count, body = joined(body, 64)
+    assert count == norms_in(body) == 21
+    other = model_of(copy.deepcopy(body))
+    x = torch.randn(2, 3, 64, 64)
+    want = other.features(x)["c1"]
+    assert fold_batch_norms(other, (64, 64)) == 21
+    near(other.features(x)["c1"], want)
+    assert norms_in(body) == 21
 
 
 def test_a_predictor_finds_the_same_when_it_folds():

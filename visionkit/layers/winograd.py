@@ -37,9 +37,13 @@ class WinogradConv2d(nn.Conv2d):
     kernel: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (suits(self) and _pays(x, _FEWEST if self.kernel is None else _FEWEST_KEPT)):
-            return super().forward(x)
-        y: Tensor = _Winograd.apply(x, self.weight, self.bias, self.kernel)
+        return self.convolve(x, self.weight, self.bias, self.kernel)
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, kernel: Tensor | None = None) -> Tensor:
+        """What the convolution would make of ``x`` with this weight and bias."""
+        if not (suits(self) and _pays(x, _FEWEST if kernel is None else _FEWEST_KEPT)):
+            return self._conv_forward(x, weight, bias)
+        y: Tensor = _Winograd.apply(x, weight, bias, kernel)
         return y
 
 

@@ -12,6 +12,7 @@ from visionkit.config import HeadConfig, Pipeline, build_component
 from visionkit.errors import PluginError, UserError
 from visionkit.layers.winograd import use_winograd
 from visionkit.model.base import Backbone, Head, Neck
+from visionkit.model.fold import join_frozen_norms
 from visionkit.model.graph import MultiTaskModel
 from visionkit.types import FeatureSpec, LabelSet
 
@@ -52,6 +53,8 @@ def build_model(pipeline: Pipeline, plugins: PluginManager, labels: Mapping[str,
     except UserError as error:
         raise pipeline.fail(("heads",), str(error)) from None
     use_winograd(model)
+    if backbone is not None:
+        join_frozen_norms(backbone)
     return model
 
 

@@ -1,8 +1,9 @@
-"""Batch norms folded into the convolutions before them: the same predictions from fewer passes over the features."""
+"""Batch norms folded into the convolutions before them: the same results from fewer passes over the features."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from visionkit.layers.norm import FrozenBatchNorm2d
+from visionkit.layers.norm import FrozenBatchNorm2d, JoinedConv2d, join
 from visionkit.layers.winograd import WinogradConv2d
+from visionkit.model.base import Backbone
 from visionkit.model.graph import MultiTaskModel
 from visionkit.types import ImageInfo, MixedBatch
 
@@ -24,10 +26,7 @@ _NORMS = ("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_ba
 def fold_batch_norms(model: MultiTaskModel, size: tuple[int, int] = (128, 128)) -> int:
     """Fold every batch norm of a model in evaluation mode that can be; in place, and for prediction only.
 
-    One empty image is sent through the model, and what happens to it is watched: a batch norm is folded into a
-    convolution if it reads the convolution's result, nothing else does, and either has no other partner. So modules
-    may have any form and name. What does not run for an empty image stays as it is. Equal up to rounding, about 1e-5
-    of the values' size.
+    What does not run for an empty image stays as it is. Equal up to rounding, about 1e-5 of the values' size.
 
     Args:
         model: its parameters are changed, and its batch norms replaced by the activations that they carry.
@@ -36,28 +35,59 @@ def fold_batch_norms(model: MultiTaskModel, size: tuple[int, int] = (128, 128)) 
     Returns:
         How many were folded; 0 for a model that takes no images of this size.
     """
-    owners = Counter(id(m.weight) for m in model.modules() if isinstance(getattr(m, "weight", None), Tensor))
-    convolutions = {id(m.weight): m for m in model.modules() if _is_foldable(m) and owners[id(m.weight)] == 1}
-    norms = {id(m.running_mean): m for m in model.modules() if _after(m) is not None}
-    device = model.get_buffer("mean").device
-    images = torch.zeros(1, 3, *size, device=device)
-    try:
-        with _Watch() as watch:
-            model.predict(MixedBatch(images, (ImageInfo(0, "", size, size),), {}))
-    except (RuntimeError, ValueError, AssertionError):  # a network for images of one other size
-        return 0
-    partners = Counter(one for pair in watch.pairs for one in pair)
+    images = torch.zeros(1, 3, *size, device=model.get_buffer("mean").device)
+    batch = MixedBatch(images, (ImageInfo(0, "", size, size),), {})
     replaced: dict[nn.Module, nn.Module] = {}
-    for weight, mean in watch.pairs:
-        alone = partners[weight] == partners[mean] == 1 and weight not in watch.read_elsewhere
-        if alone and weight in convolutions and mean in norms:
-            _fold(convolutions[weight], norms[mean])
-            replaced[norms[mean]] = _after(norms[mean]) or nn.Identity()
+    for convolution, norm in _partners(model, lambda: model.predict(batch)):
+        _fold(convolution, norm)
+        replaced[norm] = _after(norm) or nn.Identity()
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if module in replaced:
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, replaced[module])
     return len(replaced)
+
+
+@torch.no_grad()
+def join_frozen_norms(backbone: Backbone, size: tuple[int, int] = (64, 64)) -> int:
+    """Let convolutions do the work of the frozen batch norms behind them while gradients are computed; in place.
+
+    Returns:
+        How many do; 0 for a backbone that takes no images of this size.
+    """
+    if not any(isinstance(module, FrozenBatchNorm2d) for module in backbone.modules()):
+        return 0
+    training, device = backbone.training, next(backbone.buffers()).device
+    backbone.eval()
+    pairs = _partners(backbone, lambda: backbone(torch.zeros(1, 3, *size, device=device)))
+    backbone.train(training)
+    pairs = [(conv, norm) for conv, norm in pairs if isinstance(norm, FrozenBatchNorm2d) and not conv.transposed]
+    for conv, norm in pairs:
+        join(conv, norm)
+    return len(pairs)
+
+
+def _partners(model: nn.Module, run: Callable[[], Any]) -> list[tuple[Any, Any]]:
+    """Convolutions, each with the batch norm that can be folded into it.
+
+    One empty image is sent through the model by ``run``, and what happens to it is watched: the batch norm reads the
+    convolution's result, nothing else does, and neither has another partner. So modules may have any form and name.
+    """
+    owners = Counter(id(m.weight) for m in model.modules() if isinstance(getattr(m, "weight", None), Tensor))
+    convolutions = {id(m.weight): m for m in model.modules() if _is_foldable(m) and owners[id(m.weight)] == 1}
+    norms = {id(m.running_mean): m for m in model.modules() if _after(m) is not None}
+    try:
+        with _Watch() as watch:
+            run()
+    except (RuntimeError, ValueError, AssertionError):  # a network for images of one other size
+        return []
+    partners = Counter(one for pair in watch.pairs for one in pair)
+    return [
+        (convolutions[weight], norms[mean])
+        for weight, mean in watch.pairs
+        if weight in convolutions and mean in norms and weight not in watch.read_elsewhere
+        and partners[weight] == partners[mean] == 1
+    ]  # fmt: skip
 
 
 def _after(norm: nn.Module) -> nn.Module | None:
@@ -75,8 +105,8 @@ def _after(norm: nn.Module) -> nn.Module | None:
 
 def _is_foldable(module: nn.Module) -> bool:
     """Exactly these classes: one that makes its weight anew at every call would not notice."""
-    plain = type(module) in (nn.Conv2d, WinogradConv2d) or (type(module) is nn.ConvTranspose2d and module.groups == 1)
-    return plain and not _is_hooked(module)
+    plain = type(module) in (nn.Conv2d, WinogradConv2d, JoinedConv2d)
+    return (plain or (type(module) is nn.ConvTranspose2d and module.groups == 1)) and not _is_hooked(module)
 
 
 def _is_hooked(module: nn.Module) -> bool:
@@ -89,6 +119,8 @@ def _fold(convolution: Any, norm: Any) -> None:
         convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias,
         transpose=convolution.transposed,
     )  # fmt: skip
+    if isinstance(convolution, JoinedConv2d):
+        convolution.norms = ()
 
 
 class _Watch(TorchDispatchMode):
