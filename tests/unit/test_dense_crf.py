@@ -176,6 +176,23 @@ def test_energies_of_pairs_of_labels_can_be_told(scene: tuple[Tensor, Tensor]) -
     torch.testing.assert_close(got[0] / got[1], probabilities[0] / probabilities[1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_it_keeps_its_precision_where_networks_run_in_less(scene: tuple[Tensor, Tensor], exact: bool) -> None:
+    probabilities, image, crf = guess(3, 24, 24), scene[0][:, :24, :24], DenseCRF(iterations=2)
+    want = crf(probabilities, image, exact=exact)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(crf(probabilities, image, exact=exact), want)
+
+
+@pytest.mark.gpu
+def test_a_gpu_finds_the_same(scene: tuple[Tensor, Tensor]) -> None:
+    image, crf = scene[0], DenseCRF(iterations=3)
+    start = blurred(scene[1], 0)
+    for exact in (True, False):
+        want = crf(start, image, exact=exact)
+        torch.testing.assert_close(crf(start.cuda(), image.cuda(), exact=exact).cpu(), want, rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

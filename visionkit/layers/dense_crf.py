@@ -13,6 +13,7 @@ lattice blurs from neighbour to neighbour instead, and loses what passes through
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 from visionkit.errors import UserError
 
 _FINEST, _COARSER = 0.3, 1.2  # spacing of the grid in standard deviations, and what it grows by where nodes are many
-_NODES, _WORK = 1 << 21, 3 << 26  # nodes of a grid, and pairs of nodes near each other, at most
+_NODES, _WORK = 3 << 19, 3 << 26  # nodes of a grid, and pairs of nodes near each other, at most
 _SIDE = 272  # of the table that nodes are looked up in: 252 along an axis, and room for the reach of a kernel
 _REACH = 3.5  # standard deviations after which a kernel ends: less than 1 % of a Gaussian in 3-D lies beyond
 _SMALL = 1 << 12  # pixels up to which all pairs are added up
@@ -95,15 +96,22 @@ class DenseCRF:
             raise ValueError(f"probabilities of {height}x{width} pixels, an image of {tuple(image.shape[1:])}")
         if self.compatibility is not None and len(self.compatibility) != classes:
             raise UserError(f"compatibility: of {len(self.compatibility)} classes, but there are {classes}")
-        q = probabilities.permute(1, 2, 0).reshape(-1, classes).float()
+        with torch.autocast(image.device.type, enabled=False):  # sums over thousands of pixels want all their digits
+            q = self._mean_field(
+                probabilities.permute(1, 2, 0).reshape(-1, classes).float(),
+                list(self._kernels(image.float(), height * width <= _SMALL if exact is None else exact)),
+            )
+        return q.T.reshape(classes, height, width)
+
+    def _mean_field(self, q: Tensor, kernels: Sequence[tuple[float, Normalised]]) -> Tensor:
+        """Of probabilities (pixels, classes)."""
         evidence = q.clamp(min=1e-8).log()
-        kernels = list(self._kernels(image.float(), height * width <= _SMALL if exact is None else exact))
         for _ in range(self.iterations if kernels else 0):
             support = torch.stack([weight * kernel(q) for weight, kernel in kernels]).sum(0)
             if self.compatibility is not None:
                 support = -support @ self.compatibility.to(support).T
             q = torch.softmax(evidence + support, 1)
-        return q.T.reshape(classes, height, width)
+        return q
 
     def _kernels(self, image: Tensor, exact: bool) -> Iterator[tuple[float, Normalised]]:
         """Both kernels with their weights; none whose weight is 0."""
@@ -256,19 +264,21 @@ class _Sum:
 
 def _finest(colors: Tensor, size: Sequence[int], xy: float, work: int) -> float:
     """The smallest spacing, in standard deviations, that takes no more nodes and work than there may be."""
-    spacing = max(_FINEST, float(colors.max()) / 250)
-    while True:
+    finest = max(_FINEST, float(colors.max()) / 250)
+    spacings = [finest * _COARSER**i for i in range(32)]
+
+    def fits(spacing: float) -> bool:
         where, _ = _in_tetrahedra(colors / spacing)
         touched = int((torch.bincount(where.flatten()) > 0).sum())
         nodes = touched * math.prod(int(side / (_in_plane(spacing) * xy)) + 2 for side in size)
-        if nodes <= _NODES and nodes * len(_ball(spacing, colors.device)) <= work:
-            return spacing
-        spacing *= _COARSER
+        return nodes <= _NODES and nodes * len(_ball(spacing, colors.device)) <= work
+
+    return spacings[min(bisect_left(spacings, True, key=fits), len(spacings) - 1)]
 
 
 def _in_plane(spacing: float) -> float:
-    """Of nodes in the plane: few of them cost little, so that they stay closer than those of colours."""
-    return min(spacing, max(1.0, spacing / 4))
+    """Of nodes in the plane, which stay closer than those of colours where these are far apart."""
+    return min(spacing, max(1.0, spacing / 1.2))
 
 
 def _strides(device: torch.device) -> Tensor:
