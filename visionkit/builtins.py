@@ -20,12 +20,14 @@ def visionkit_components() -> list[Component]:
         Component(
             "source", "outlines", "visionkit.data.outlines:OutlinesSource", "instances as maps of objects and borders"
         ),
+        Component("source", "objects", "visionkit.data.crops:ObjectsSource", "every object with keypoints as a sample"),
         Component("source", "shapes", "visionkit.data.shapes:ShapesSource", "drawn scenes with every kind of label"),
         Component("transform", "normalize", "visionkit.data.transforms:Normalize", "normalise before resizing"),
         Component("transform", "resize", "visionkit.data.transforms:Resize", "resize by short and long side"),
         Component(
             "transform", "scale_jitter_crop", "visionkit.data.transforms:ScaleJitterCrop", "random scale, random crop"
         ),
+        Component("transform", "crop_object", "visionkit.data.crops:CropObject", "cut out one object, turned and scaled"),
         Component("transform", "hflip", "visionkit.data.transforms:HorizontalFlip", "mirror, left and right swapped"),
         Component("transform", "color_jitter", "visionkit.data.transforms:ColorJitter", "brightness, contrast, colour"),
         Component("evaluator", "coco_bbox", "visionkit.evaluate.coco:CocoBoxes", "COCO AP and AR of boxes"),

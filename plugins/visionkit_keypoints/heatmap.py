@@ -64,7 +64,8 @@ class KeypointHeatmap(Head):
         levels: one level; several of one stride (the stacks of an hourglass), each of which makes heatmaps, is
             supervised, and the last one predicts; or, where boxes are read, the levels of a pyramid.
         deconvs: widths of the 4 x 4 transposed convolutions of stride 2, with batch norm and ReLU.
-        last: whether a 1 x 1 convolution makes the heatmaps; without it the features are the heatmaps.
+        last: whether a 1 x 1 convolution makes the heatmaps; without it the features are the heatmaps, a channel a
+            keypoint.
         sigma: of the Gaussians, in cells.
         encoding: see :func:`~visionkit.layers.keypoint_maps.keypoint_maps`.
         decoding: see :func:`~visionkit.layers.keypoint_maps.keypoint_peaks`.
@@ -77,7 +78,7 @@ class KeypointHeatmap(Head):
 
     Raises:
         ValueError: the labels have no keypoints.
-        UserError: levels that do not fit, or features that cannot be heatmaps.
+        UserError: levels that do not fit; in a batch to learn from, features that cannot be heatmaps.
     """
 
     task = "keypoints"
@@ -111,7 +112,7 @@ class KeypointHeatmap(Head):
         super().__init__(spec, labels)
         if not labels.keypoints:
             raise ValueError(f"the labels of a keypoint head ({', '.join(labels.names)}) must name keypoints")
-        self.levels, self.spec, self.mirrors = levels, spec, flip_test
+        self.levels, self.spec, self.mirrors = tuple(levels), spec, flip_test
         self.sigma, self.encoding, self.decoding = sigma, encoding, decoding
         self.weight, self.keypoint_score, self.padding = weight, keypoint_score, padding
         one_stride = len({spec[level].stride for level in levels}) == 1
@@ -176,6 +177,9 @@ class KeypointHeatmap(Head):
         ``joined`` keeps the graph where there is nothing to learn from.
         """
         height, width = stacks[0].shape[2:]
+        if (seen := stacks[0].shape[1]) != (count := len(self.labels.keypoints)):
+            raise UserError(f"last: false makes heatmaps of {seen} channels for {count} keypoints; the features must "
+                            "have one for each")  # fmt: skip
         wanted, weights = keypoint_maps(keypoints, (height, width), self.sigma, self.encoding)
         errors = [((maps - wanted).square().mean((2, 3)) * weights).sum() for maps in stacks]
         total = torch.stack(errors).sum() * (self.weight / 2)
@@ -220,11 +224,7 @@ class KeypointHeatmap(Head):
 
 
 def tower(inputs: int, deconvs: Sequence[int], outputs: int, last: bool) -> nn.Sequential:
-    """Features to heatmaps.
-
-    Raises:
-        UserError: without a last convolution, another number of channels than of heatmaps.
-    """
+    """Features to heatmaps."""
     layers: list[nn.Module] = []
     for width in deconvs:
         grow = nn.ConvTranspose2d(inputs, width, 4, stride=2, padding=1, bias=False)
@@ -237,7 +237,4 @@ def tower(inputs: int, deconvs: Sequence[int], outputs: int, last: bool) -> nn.S
         if conv.bias is not None:
             nn.init.zeros_(conv.bias)
         layers.append(conv)
-    elif inputs != outputs:
-        raise UserError(f"last: false makes heatmaps of {inputs} channels for {outputs} keypoints; "
-                        "the features must have one for each")  # fmt: skip
     return nn.Sequential(*layers)

@@ -52,6 +52,8 @@ ARGUMENTS: dict[tuple[str, str], dict[str, Any]] = {
     ("source", "pairs"): {"images": "{}/images", "pictures": "{}/images"},
     ("source", "unpaired"): {"images": "{}/images", "pictures": "{}/images"},
     ("source", "shapes"): {"root": "{}", "size": 96},
+    ("source", "objects"): {"source": {"name": "shapes", "size": 96}},
+    ("transform", "crop_object"): {"size": [64, 48], "scale": 0.3, "rotation": 40.0},
     ("transform", "resize"): {"size": [64, 80]},
     ("transform", "scale_jitter_crop"): {"size": 64, "scale": [0.5, 1.5]},
     ("transform", "color_jitter"): {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.1},

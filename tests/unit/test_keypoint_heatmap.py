@@ -226,8 +226,9 @@ def test_levels_of_several_strides_ask_for_boxes() -> None:
 
 
 def test_features_that_are_to_be_heatmaps_must_be_as_many_as_keypoints() -> None:
+    head = KeypointHeatmap(SPEC, LABELS, levels=("c4",), deconvs=(), last=False)
     with pytest.raises(UserError, match="8 channels for 3 keypoints"):
-        KeypointHeatmap(SPEC, LABELS, levels=("c4",), deconvs=(), last=False)
+        head.losses(HeatmapOutput((torch.zeros(1, 8, 4, 3),)), batch_of(target_of(POINTS)))
 
 
 def test_labels_without_keypoints_are_refused() -> None:
