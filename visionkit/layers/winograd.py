@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 _NARROWEST = 96  # channels; with fewer, the sums cost more than the products that they save
-_FEWEST, _FEWEST_KEPT = 400, 64  # cells of all maps; with fewer, the kernel's transform costs more, or the calls do
+_FEWEST, _FEWEST_KEPT = 200, 64  # cells of all maps; with fewer, the kernel's transform costs more, or the calls do
 _CHUNK = 1 << 18  # tiles times channels that are worked on at once, so that they stay in the cache
 
 
