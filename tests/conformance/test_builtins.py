@@ -20,6 +20,7 @@ ARGUMENTS: dict[tuple[str, str], dict[str, Any]] = {
     ("head", "roi_mask"): {"convs": [16], "hidden": 16},
     ("head", "roi_keypoint"): {"convs": [16]},
     ("head", "keypoint_heatmap"): {"levels": ["c4"], "deconvs": [16, 16]},
+    ("head", "keypoint_regression"): {"loss": "rle"},
     ("head", "yolact"): {"hidden": 16, "prototypes": 8},
     ("head", "cyclegan"): {"blocks": 1, "width": 4, "judge_layers": 2, "judge_width": 4, "pool": 3, "pool_side": 48},
     ("head", "cgan"): {"size": [12, 16]},

@@ -176,7 +176,9 @@ def in_boxes(**options: Any) -> tuple[MultiTaskModel, KeypointHeatmap]:
     torch.manual_seed(0)
     spec = Blobs.spec
     head = KeypointHeatmap(spec, LABELS, levels=("p2", "p3"), deconvs=(8,), pool_size=7, **options)
-    heads = {"boxes": CenterNet(spec, LabelSet(("person",)), hidden=8, detections=5), "keypoints": head}
+    boxes: Any = CenterNet(spec, LabelSet(("person",)), hidden=8, detections=5)
+    nn.init.constant_(boxes.maps[0]["size"][-1].bias, 4.0)
+    heads = {"boxes": boxes, "keypoints": head}
     return MultiTaskModel(Blobs(), None, heads, {"keypoints": {"regions": "boxes"}}), head
 
 
