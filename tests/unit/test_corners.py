@@ -96,6 +96,16 @@ def test_corner_pooling_has_the_gradient_of_a_loop(side: Side) -> None:
     assert torch.autograd.gradcheck(lambda values: corner_pool(values, side), x[:1, :1])
 
 
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (8, 7), (33, 16)])
+def test_corner_pooling_is_the_same_with_and_without_a_gradient(side: Side, size: tuple[int, int]) -> None:
+    x = torch.randint(0, 9, (2, 3, *size), generator=torch.Generator().manual_seed(0)).float()  # with ties
+    before = x.clone()
+    for laid_out in (x, x.contiguous(memory_format=torch.channels_last)):
+        torch.testing.assert_close(corner_pool(laid_out, side), corner_pool(x.clone().requires_grad_(), side).detach())
+    assert torch.equal(x, before)
+
+
 def test_centre_pooling_is_that_of_the_authors(triplet: dict[str, Tensor]) -> None:
     torch.testing.assert_close(centre_pool(triplet["pool_in"], triplet["pool_in"]), triplet["center_pool"])
 
