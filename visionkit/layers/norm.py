@@ -120,4 +120,5 @@ class JoinedConv2d(WinogradConv2d):
 def join(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> None:
     """Let ``conv`` do the work of ``norm``, which reads its result and nothing else; in place."""
     conv.__class__ = JoinedConv2d
+    assert isinstance(conv, JoinedConv2d)
     conv.norms, norm.joined = (norm,), True
