@@ -93,7 +93,8 @@ def compared(
         training.step([batch], Averages())
 
     def theirs() -> None:
-        images, pictures = (x.to(device).float() / 127.5 - 1.0 for x in (batch.images, target.picture[None]))
+        loaded = batch.images, target.picture[None]
+        images, pictures = (x.to(device).contiguous().float() / 127.5 - 1.0 for x in loaded)
         by_hand(images, pictures)
 
     times: dict[str, list[float]] = {"ours": [], "theirs": []}

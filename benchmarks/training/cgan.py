@@ -86,7 +86,7 @@ def main() -> int:
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     options = parser.parse_args()
     plugins, pipeline = PluginManager(), load_pipeline("cgan_shapes", options.overrides)
-    if not (options.out / "metrics.json").exists():
+    if not (options.out / "weights.safetensors").exists():
         train(pipeline, plugins, options.out, resume=(options.out / "checkpoints" / "last.pt").exists())
     learnt, held_out = (next(iter(build_sources(pipeline, plugins, split).values())) for split in ("train", "val"))
     names = learnt.labels["class"].names

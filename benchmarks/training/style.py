@@ -1,6 +1,6 @@
 """How far a network for one style gets in three minutes, with a VGG-16 of random weights.
 
-    python -m benchmarks.training.style [--out FOLDER] [--steps 240] [--style FILE] [--vgg FILE] [--set KEY=VALUE ...]
+    python -m benchmarks.training.style [--out FOLDER] [--steps 300] [--style FILE] [--vgg FILE] [--set KEY=VALUE ...]
 
 The network and the losses of ``pipelines/style_transfer_coco.yaml``, on drawn scenes of 128 pixels, without a download;
 three minutes on two CPU cores. Prints the losses over time, and exits with 1 where their sum did not fall by half. What
@@ -36,13 +36,13 @@ def main() -> int:
     """Train, unless it is done already; print the table; 0 if the loss fell by half."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/style"))
-    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--style", help="a picture; without it, drawn waves")
     parser.add_argument("--vgg", help="a file of weights, or `imagenet` to have them downloaded")
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     options = parser.parse_args()
     data, run = options.out / "data", options.out / "run"
-    if not (run / "metrics.json").exists():
+    if not (run / "weights.safetensors").exists():
         write_data(data)
         chosen = {"style": options.style, "vgg": options.vgg}
         places = {s: f"{{images: {data / s / 'images'}, pictures: {data / s / 'images'}}}" for s in ("train", "val")}

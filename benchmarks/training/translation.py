@@ -2,9 +2,10 @@
 
     VISIONKIT_REAL_DATA=FOLDER python -m benchmarks.training.translation [--out FOLDER] [--set KEY=VALUE ...] [NAME ...]
 
-pix2pix makes pictures of label maps, and label maps of pictures. CycleGAN learns the first without pairs from the same
-files, where the truth is known, and then from two kinds of microscopy, where there is none; what is left to compare
-there are the colours: a Fréchet distance of the means and deviations of the three channels of a picture.
+pix2pix makes pictures of label maps, and label maps of pictures. CycleGAN learns the first from the same files, where
+the truth is known, though its losses never hold a picture against it; and then from two kinds of microscopy, where
+there is none. What is left to compare there are the colours: a Fréchet distance of the means and deviations of the
+channels.
 
 The baselines are the image itself, and the mean of all training pictures. Ten to twenty minutes each on two CPU cores;
 a run that is in the folder is not trained again, and one that was interrupted goes on. Prints a table over time;
@@ -54,7 +55,7 @@ class Colours(nn.Module):
 
 def trained(pipeline: Pipeline, out: Path) -> dict[int, dict[str, float]]:
     """Metrics by step of a run, trained now or earlier."""
-    if not (out / "metrics.json").exists() or not (out / "weights.safetensors").exists():
+    if not (out / "weights.safetensors").exists():
         train(pipeline, PluginManager(), out, resume=(out / "checkpoints" / "last.pt").exists())
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return {
