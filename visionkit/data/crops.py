@@ -18,7 +18,7 @@ from visionkit.data.geometry import Geometry
 from visionkit.data.images import as_hwc, from_hwc
 from visionkit.data.pairs import built_source
 from visionkit.errors import DataError, UserError
-from visionkit.types import IGNORE, Crop, ImageInfo, InstanceTarget, SemanticTarget
+from visionkit.types import IGNORE, Crop, ImageInfo, InstanceTarget, SemanticTarget, Target
 
 TASK = "keypoints"
 
@@ -101,7 +101,7 @@ class ObjectsSource(Source):
         shown = self._objects[index]
         sample = self._source.load(shown.index, {TASK} & set(tasks))
         target = sample.targets.get(TASK)
-        targets = {}
+        targets: dict[str, Target] = {}
         if isinstance(target, InstanceTarget) and shown.object >= 0:
             targets = {TASK: target.select(torch.tensor([shown.object]))}
         return replace(sample, info=replace(sample.info, crop=shown.crop), targets=targets)
@@ -253,5 +253,4 @@ class TurnedWindow(Geometry):
         # OpenCV counts from the middle of the first pixel, not from its corner.
         shifted = matrix.copy()
         shifted[:, 2] += matrix[:, :2].sum(1) / 2 - 0.5
-        edge = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": (fill,) * 3}
-        return cv2.warpAffine(pixels, shifted, self.size[::-1], flags=interpolation, **edge)
+        return cv2.warpAffine(pixels, shifted, self.size[::-1], None, interpolation, cv2.BORDER_CONSTANT, (fill,) * 4)
