@@ -2,7 +2,7 @@
 
 The straightforward ways are a loop over the rows or columns for corner pooling (no bad way on a CPU, where there is no
 gradient; on a GPU each line is a kernel), and for decoding a loop over the images that looks at one peak after the
-other. The last row holds boxes (CenterNet), poses (its multi-person pose) and label maps on one ResNet-18 with a pyramid
+other. The last row holds boxes (CenterNet), poses (its multi-person pose) and label maps on one ResNet-18 and pyramid
 against a model for each; all are visionkit's: what is measured is the sharing.
 """
 
