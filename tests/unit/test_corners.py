@@ -243,6 +243,28 @@ def test_every_stack_and_every_kind_of_point_is_supervised(head: CornerNet | Cen
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for s in stacks for p in s.parameters() if p.ndim == 4)
 
 
+@pytest.mark.parametrize("kind", [CornerNet, CenterNetTriplet])
+def test_the_push_of_a_head_is_really_there(kind: type[CornerNet] | type[CenterNetTriplet]) -> None:
+    """A new head says nearly the same embedding everywhere, so two objects cost nearly the whole margin."""
+    head = kind(SPEC, LABELS, hidden=4).eval()
+    losses = head.losses(head(features_of(batch_of(TWO)), batch_of(TWO), {}), batch_of(TWO))
+    push = losses["push"].value()
+    assert float(push.detach()) == pytest.approx(0.1 * 1.0, abs=0.02)
+    push.backward()
+    assert head.top_left[0].maps["tag"][2].weight.grad.abs().sum() > 0
+    alone = head.losses(head(features_of(batch_of(TWO)), batch_of(TWO), {}), batch_of(TWO.select(torch.tensor([0]))))
+    assert float(alone["push"].value().detach()) == 0
+
+
+@pytest.mark.parametrize("kind", [CornerNet, CenterNetTriplet])
+def test_heatmaps_start_rare(kind: type[CornerNet] | type[CenterNetTriplet]) -> None:
+    stacks = kind(SPEC, LABELS, hidden=4).eval()(features_of(batch_of(TWO)), batch_of(TWO), {}).stacks
+    heat = [values for maps in stacks for name, values in maps.items() if name.endswith("_heat")]
+    assert len(heat) == 2 * (2 if kind is CornerNet else 3)
+    for values in heat:
+        assert float(values.detach().mean()) == pytest.approx(-2.19, abs=0.02)
+
+
 def test_losses_of_a_stack_are_sums_over_kinds_of_points() -> None:
     batch = batch_of(TWO)
     head = CornerNet(SPEC, LABELS, hidden=4).eval()
