@@ -217,7 +217,7 @@ def pictures(systems: Mapping[str, System], scenes: Sequence[Scene], out: Path) 
     for system in systems.values():
         heads, labels = system.drawn, system.predictor.labels
         columns.append([
-            draw_prediction(scene.image, {head: said[head] for head in heads}, labels)
+            draw_prediction(scene.image, {h: said[h] for h in heads}, labels, min_score=0.0 if system.crops else 0.5)
             for scene, said in zip(scenes, system.look(scenes))
         ])  # fmt: skip
     tiles = [tile for row in zip(*columns) for tile in row]
