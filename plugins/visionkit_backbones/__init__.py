@@ -46,6 +46,18 @@ def visionkit_components() -> list[Component]:
             "torchvision's GoogLeNet",
         ),
         Component(
+            "importer",
+            "newell/hourglass2",
+            "visionkit_backbones.hourglass_weights:Hourglass2",
+            "MPII, persons, 16 keypoints",
+        ),
+        Component(
+            "importer",
+            "newell/hourglass8",
+            "visionkit_backbones.hourglass_weights:Hourglass8",
+            "MPII, persons, 16 keypoints",
+        ),
+        Component(
             "backbone",
             "unet_encoder",
             "visionkit_backbones.unet_encoder:UNetEncoder",

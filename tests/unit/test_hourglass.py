@@ -10,11 +10,15 @@ import torch
 from torch import Tensor
 
 from tests.formula_weights import blocks_image, formula_weights
+from visionkit.config import parse_pipeline
 from visionkit.errors import UserError
-from visionkit.model.importing import rename
+from visionkit.model.build import build_model
+from visionkit.model.importing import Importer, rename
 from visionkit.model.run import load_state
+from visionkit.plugins import PluginManager
+from visionkit.types import ImageInfo, MixedBatch
 from visionkit_backbones.hourglass import CornerHourglass, StackedHourglass
-from visionkit_backbones.hourglass_weights import newell_names, without_idle_shortcuts
+from visionkit_backbones.hourglass_weights import Hourglass2, Hourglass8, newell_names, without_idle_shortcuts
 
 DATA = Path(__file__).parents[1] / "data" / "stacked_hourglass"
 SMALL = {"channels": (8, 12, 16), "blocks": (1, 2, 1), "stem": 4, "outputs": 8}
@@ -45,6 +49,26 @@ def test_stacked_hourglass_is_that_of_the_authors() -> None:
     for name, own in (("pre", seen["pre"]), ("hg0", seen["hg0"]), ("feat0", made["stack1"])):
         near(own[0, ::32, ::4, ::4], expected[name])
     near(torch.stack((made["maps1"], made["maps2"]))[:, 0, ::4, ::2, ::2], expected["out"])
+
+
+def test_imported_hourglasses_say_what_the_authors_say() -> None:
+    model = build_model(parse_pipeline(Hourglass2.pipeline, "imported"), PluginManager(), Hourglass2.labels)
+    theirs = {f"model.module.{name}": tensor for name, tensor in formula_weights(DATA / "keys.json").items()}
+    load_state(model, Hourglass2().convert(theirs), "fixture")
+    info = ImageInfo(0, "", (256, 256), (256, 256))
+    batch = MixedBatch(blocks_image(256, 256)[None].flip(1), (info,), {})
+    with torch.no_grad():
+        ready = batch.normalised(model.mean, model.std, channels_last=False)
+        made = model.eval().run_heads(model.branches(model.features(ready.images)), ready, {"keypoints": [0]})
+    with np.load(DATA / "io.npz") as arrays:
+        near(torch.stack(made["keypoints"].maps)[:, 0, ::4, ::2, ::2], torch.from_numpy(arrays["out"]).float())
+
+
+@pytest.mark.parametrize(("importer", "count"), [(Hourglass2, 6_570_400), (Hourglass8, 25_434_112)])
+def test_parameter_counts_of_the_importers(importer: type[Importer], count: int) -> None:
+    with torch.device("meta"):
+        model = build_model(parse_pipeline(importer.pipeline, "imported"), PluginManager(), importer.labels)
+    assert sum(p.numel() for p in model.parameters()) == count
 
 
 def test_shortcuts_that_are_never_used_are_what_the_authors_count_more() -> None:
