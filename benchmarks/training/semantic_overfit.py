@@ -2,8 +2,8 @@
 
     VISIONKIT_REAL_DATA=FOLDER python -m benchmarks.training.semantic_overfit [--out FOLDER] [--set KEY=VALUE ...]
 
-Twenty minutes on two CPU cores at most. Prints mIoU and accuracies on the images that it was trained on; pictures are in
-the run folder. Label maps are those of COCO's panoptic annotations, things and stuff alike.
+Twenty minutes on two CPU cores at most. Prints mIoU and accuracies on the images that it was trained on; pictures are
+in the run folder. Label maps are those of COCO's panoptic annotations, things and stuff alike.
 """
 
 from __future__ import annotations

@@ -49,6 +49,17 @@ GROUPS = {
         "centernet_pose_shapes",
         "keypoint_rcnn_shapes",
     ),
+    "semantic": (
+        "fcn_shapes",
+        "unet_shapes",
+        "xception_unet_shapes",
+        "dilatednet_shapes",
+        "deeplab_largefov_shapes",
+        "deeplab_v2_shapes",
+        "deeplab_v3_shapes",
+        "deeplab_v3plus_shapes",
+        "pspnet_shapes",
+    ),
 }
 """Pipelines that are put beside one another."""
 METRICS = {

@@ -40,6 +40,20 @@ NARROW = {
     "unet_original": ["backbone.width=4", "train.batch_size=2"],
     "xception_unet_pets": ["backbone.width=8", "backbone.widths=[8, 16, 16]", "train.batch_size=2"],
     "pspnet_r50_voc": ["backbone={name: dilated_resnet, model: resnet18, output_stride: 8}", "train.batch_size=2"],
+    **{
+        f"{name}_shapes": ["train.batch_size=2"]
+        for name in (
+            "fcn",
+            "unet",
+            "xception_unet",
+            "dilatednet",
+            "deeplab_largefov",
+            "deeplab_v2",
+            "deeplab_v3",
+            "deeplab_v3plus",
+            "pspnet",
+        )
+    },
 }
 
 

@@ -31,18 +31,25 @@ def border_weights(labels: Tensor, *, background: int = 0, w0: float = 10.0, sig
     count, parts = cv2.connectedComponents(objects, connectivity=4)
     weights = np.zeros(ground.shape, np.float32)
     if count > 2:
-        nearest, second = _two_nearest(parts, count)
+        nearest, second = _two_nearest(parts, count, reach=int(np.ceil(6 * sigma)))
         weights = w0 * np.exp(-((nearest + second) ** 2) / (2 * sigma**2)).astype(np.float32)
         weights[ground != background] = 0.0
     return torch.from_numpy(weights).to(labels.device)
 
 
-def _two_nearest(parts: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Distances (H, W) to the nearest and the second nearest of the parts 1 ... ``count`` - 1."""
+def _two_nearest(parts: np.ndarray, count: int, reach: int) -> tuple[np.ndarray, np.ndarray]:
+    """Distances (H, W) to the nearest and the second nearest of the parts 1 ... ``count`` - 1; infinite where a part is
+    further away than ``reach`` pixels: that far, the weight is below a millionth of the largest."""
     nearest = np.full(parts.shape, np.inf, np.float32)
     second = nearest.copy()
     for part in range(1, count):
-        distance = cv2.distanceTransform((parts != part).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-        second = np.minimum(second, np.maximum(nearest, distance))
-        nearest = np.minimum(nearest, distance)
+        mask = (parts == part).astype(np.uint8)
+        left, top, width, height = cv2.boundingRect(mask)
+        near = (
+            slice(max(0, top - reach), top + height + reach),
+            slice(max(0, left - reach), left + width + reach),
+        )
+        distance = cv2.distanceTransform(1 - mask[near], cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        second[near] = np.minimum(second[near], np.maximum(nearest[near], distance))
+        nearest[near] = np.minimum(nearest[near], distance)
     return nearest, second
