@@ -17,6 +17,12 @@ def visionkit_components() -> list[Component]:
         ),
         Component("source", "unpaired", "visionkit.data.pairs:UnpairedSource", "images of two domains, in no order"),
         Component("source", "painted", "visionkit.data.pairs:PaintedSource", "label maps of any source as pictures"),
+        Component("source", "voc", "visionkit.data.segmentation_sets:VocSource", "PASCAL VOC's folders, semantic"),
+        Component(
+            "source", "cityscapes", "visionkit.data.segmentation_sets:CityscapesSource", "Cityscapes' folders, semantic"
+        ),
+        Component("source", "ade20k", "visionkit.data.segmentation_sets:Ade20kSource", "ADE20K's folders, semantic"),
+        Component("source", "camvid", "visionkit.data.segmentation_sets:CamvidSource", "CamVid's folders, semantic"),
         Component(
             "source", "outlines", "visionkit.data.outlines:OutlinesSource", "instances as maps of objects and borders"
         ),

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping
 
 from visionkit.data.coco_classes import COCO_OBJECTS, COCO_PANOPTIC, COCO_PERSONS, COCO_STUFF
+from visionkit.data.segmentation_classes import ADE20K, CAMVID, CITYSCAPES, VOC
 from visionkit.errors import UserError
 from visionkit.types import LabelSet
 
@@ -14,6 +15,10 @@ LABEL_SETS: Mapping[str, LabelSet] = {
     "coco_persons": COCO_PERSONS,
     "coco_panoptic": COCO_PANOPTIC,
     "coco_stuff": COCO_STUFF,
+    "voc": VOC,
+    "cityscapes": CITYSCAPES,
+    "ade20k": ADE20K,
+    "camvid": CAMVID,
 }
 
 
