@@ -11,6 +11,7 @@ from torch import Tensor
 
 from visionkit.errors import UserError
 from visionkit.model import Backbone
+from visionkit_backbones.deformable import deform_stages
 from visionkit_backbones.timm_backbone import TimmBackbone
 
 
@@ -28,6 +29,7 @@ class DilatedResNet(Backbone):
         multi_grid: what the dilation of each block of the last stage is multiplied by; DeepLabv3 has 1, 2, 4.
         pretrained, frozen_stages, frozen_bn, stride_in_1x1, options: as for ``timm``. ``options: {stem_width: 64,
             stem_type: deep}`` is the stem of PSPNet.
+        deformable_stages, modulated: as for ``timm``, with the dilations of the stages.
         pixels: ``imagenet`` for the mean and spread of ImageNet, ``caffe`` for values 0 ... 255 less Caffe's mean.
 
     Raises:
@@ -45,6 +47,8 @@ class DilatedResNet(Backbone):
         frozen_stages: int = 0,
         frozen_bn: bool = False,
         stride_in_1x1: bool = False,
+        deformable_stages: Collection[str] = (),
+        modulated: bool = False,
         options: dict[str, Any] | None = None,
         pixels: Literal["imagenet", "caffe"] = "imagenet",
     ) -> None:
@@ -71,6 +75,7 @@ class DilatedResNet(Backbone):
             if blocks := getattr(self.resnet.body, stage, None):
                 grid = multi_grid if stage == "layer4" and multi_grid else [1] * len(blocks)
                 _dilate(list(blocks), [max(1, stride // output_stride) * g for g in grid], model)
+        deform_stages(self.resnet.body, model, deformable_stages, modulated)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Levels that are read, each (B, channels, H / stride, W / stride), rounded up."""

@@ -18,6 +18,7 @@ from visionkit.errors import UserError
 from visionkit.layers.norm import freeze_batch_norms
 from visionkit.model import Backbone
 from visionkit.types import FeatureSpec, Level
+from visionkit_backbones.deformable import deform_stages
 
 # Transformers that insist on the image size they were trained with, unless they are told otherwise.
 _ANY_SIZE: Mapping[str, dict[str, Any]] = {
@@ -48,6 +49,9 @@ class TimmBackbone(Backbone):
         stride_in_1x1: let the bottlenecks of a ResNet stride in their first convolution, as in the paper (He et al.,
             CVPR 2016) and in the weights of Caffe and detectron2; timm and torchvision stride in the second.
         mean, std: what pixels (0 ... 1, RGB) are normalised with, where weights want other numbers than timm's.
+        deformable_stages: levels (``c3``, ``c4``, ``c5`` ...) in whose stages the last 3x3 convolution of every block
+            is deformable; of ResNets (Dai et al., ICCV 2017).
+        modulated: let these also weigh what they read (Zhu et al., CVPR 2019).
         options: further arguments of ``timm.create_model`` (``drop_path_rate`` ...).
 
     Raises:
@@ -67,6 +71,8 @@ class TimmBackbone(Backbone):
         stride_in_1x1: bool = False,
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
+        deformable_stages: Collection[str] = (),
+        modulated: bool = False,
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -105,6 +111,7 @@ class TimmBackbone(Backbone):
             freeze_batch_norms(self.body)
         if stride_in_1x1:
             _stride_in_1x1(self.body, model)
+        deform_stages(self.body, model, deformable_stages, modulated)
         stages = [info.module_name(i) for name, i in indices.items() if int(name[1:]) >= 2]
         if not 0 <= frozen_stages <= len(stages):
             raise UserError(
@@ -138,12 +145,15 @@ def _create(model: str, options: Mapping[str, Any], pretrained: bool = False) ->
         return timm.create_model(model, pretrained=pretrained, features_only=True, **options)
     except (TypeError, NotImplementedError, AssertionError, RuntimeError, ValueError, KeyError, OSError) as error:
         # timm's families refuse an argument each in their own way; which argument it was can only be guessed at.
+        reason = str(error).strip() or type(error).__name__
+        if options.get("output_stride") in (8, 16, 32) and not pretrained:
+            reason = "timm does not dilate the stages of this family"
         given = ", ".join(f"{k}={v!r}" for k, v in options.items() if k != "out_indices")
         raise UserError(
             f"timm cannot build '{model}' for feature maps"
             + (f" with {given}" if given else "")
             + (" and its pretrained weights" if pretrained else "")
-            + f": {str(error).strip() or type(error).__name__}"
+            + f": {reason}"
         ) from error
 
 
