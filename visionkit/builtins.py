@@ -11,7 +11,7 @@ def visionkit_components() -> list[Component]:
         Component("source", "coco", "visionkit.data.coco:CocoSource", "COCO json: boxes, masks, keypoints, panoptic"),
         Component("source", "folder", "visionkit.data.folder:FolderSource", "a folder of images and one of label maps"),
         Component("source", "class_folder", "visionkit.data.class_folder:ClassFolderSource", "a folder for each class"),
-        Component("source", "class_shapes", "visionkit.data.class_shapes:ClassShapesSource", "drawn shapes, one an image"),
+        Component("source", "class_shapes", "visionkit.data.class_shapes:ClassShapesSource", "a drawn shape an image"),
         Component(
             "source", "pairs", "visionkit.data.pairs:PairsSource", "images and the pictures they are turned into"
         ),
@@ -33,7 +33,7 @@ def visionkit_components() -> list[Component]:
         Component(
             "transform", "scale_jitter_crop", "visionkit.data.transforms:ScaleJitterCrop", "random scale, random crop"
         ),
-        Component("transform", "crop_object", "visionkit.data.crops:CropObject", "cut out one object, turned and scaled"),
+        Component("transform", "crop_object", "visionkit.data.crops:CropObject", "cut out one object, turn, scale"),
         Component("transform", "hflip", "visionkit.data.transforms:HorizontalFlip", "mirror, left and right swapped"),
         Component("transform", "color_jitter", "visionkit.data.transforms:ColorJitter", "brightness, contrast, colour"),
         Component("evaluator", "coco_bbox", "visionkit.evaluate.coco:CocoBoxes", "COCO AP and AR of boxes"),
