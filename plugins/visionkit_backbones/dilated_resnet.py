@@ -47,7 +47,7 @@ class DilatedResNet(Backbone):
         frozen_stages: int = 0,
         frozen_bn: bool = False,
         stride_in_1x1: bool = False,
-        deformable_stages: Collection[str] = (),
+        deformable_stages: Sequence[str] = (),
         modulated: bool = False,
         options: dict[str, Any] | None = None,
         pixels: Literal["imagenet", "caffe"] = "imagenet",

@@ -34,6 +34,7 @@ class FPN(Neck):
         upsample: how a level grows to the size of the finer one; ``"nearest"`` as in the paper.
         relu: ``"extras"``: between the convolutions of ``extra``; ``"outputs"``: after each output convolution instead
             (YOLACT).
+        context: add the mean of the coarsest input over the image, by a 1x1 convolution, to its lateral (UPSNet).
 
     Raises:
         UserError: an input that the backbone does not have, or a level that it would not yield.

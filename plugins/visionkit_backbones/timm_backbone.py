@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ class TimmBackbone(Backbone):
         stride_in_1x1: bool = False,
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
-        deformable_stages: Collection[str] = (),
+        deformable_stages: Sequence[str] = (),
         modulated: bool = False,
         options: dict[str, Any] | None = None,
     ) -> None:

@@ -65,7 +65,7 @@ class CenterNetTriplet(Head):
         region_iou: float = 0.5,
     ) -> None:
         super().__init__(spec, labels)
-        self.levels, self.stride = levels, stride_of(spec, levels)
+        self.levels, self.stride = tuple(levels), stride_of(spec, levels)
         widths, classes = [spec[level].channels for level in levels], len(labels)
         self.top_left = nn.ModuleList(PointMaps(width, hidden, classes, "tl", cascade=True) for width in widths)
         self.bottom_right = nn.ModuleList(PointMaps(width, hidden, classes, "br", cascade=True) for width in widths)

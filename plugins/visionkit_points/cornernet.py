@@ -63,7 +63,7 @@ class CornerNet(Head):
         region_iou: float = 0.5,
     ) -> None:
         super().__init__(spec, labels)
-        self.levels, self.stride = levels, stride_of(spec, levels)
+        self.levels, self.stride = tuple(levels), stride_of(spec, levels)
         widths = [spec[level].channels for level in levels]
         self.top_left = nn.ModuleList(PointMaps(width, hidden, len(labels), "tl") for width in widths)
         self.bottom_right = nn.ModuleList(PointMaps(width, hidden, len(labels), "br") for width in widths)

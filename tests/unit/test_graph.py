@@ -67,7 +67,7 @@ class Maps(Head):
         return {"square": output.maps.square().mean()}
 
     def predict(self, output, batch):
-        return [Mean(float(m.mean())) for m in output.maps]
+        return [Mean(m.mean().item()) for m in output.maps]
 
 
 class Reader(Maps):

@@ -192,7 +192,7 @@ def test_heatmaps_of_the_boxes_of_another_head_lie_in_their_boxes() -> None:
     losses, _ = model.losses(batch)
     made = model.eval().predict(batch)["keypoints"]
 
-    assert float(losses["keypoints"]["heatmap"]) > 0
+    assert losses["keypoints"]["heatmap"].item() > 0
     losses["keypoints"]["heatmap"].backward()
     assert all(p.grad is not None for p in head.parameters())
     for prediction in made:

@@ -40,8 +40,7 @@ class ObjectsSource(Source):
     and objects without labelled keypoints, are left out.
 
     Args:
-        source: the other source as in a pipeline, ``{name: ..., ...}``, labelled for ``keypoints``; ``None``: drawn
-            scenes.
+        source: the other source as in a pipeline, ``{name: ..., ...}``, labelled for ``keypoints``.
         boxes: a COCO results file; samples are then its boxes, as a detector found them, without targets.
         min_score: of those boxes.
 
@@ -50,10 +49,8 @@ class ObjectsSource(Source):
         DataError: the file of boxes is missing, wrong, or of other images.
     """
 
-    def __init__(
-        self, *, source: dict[str, Any] | None = None, boxes: str | None = None, min_score: float = 0.0
-    ) -> None:
-        self._source = built_source("objects", {"name": "shapes"} if source is None else source)
+    def __init__(self, *, source: dict[str, Any], boxes: str | None = None, min_score: float = 0.0) -> None:
+        self._source = built_source("objects", source)
         if TASK not in self._source.tasks:
             raise UserError(f"objects: its source has no keypoints (it is labelled for: "
                             f"{', '.join(self._source.tasks) or 'nothing'})")  # fmt: skip
