@@ -20,6 +20,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## install visionkit and its tools, at tested versions, in .venv
+	@echo "== ready; for the command 'visionkit': . .venv/bin/activate"
 
 demo: $(READY)  ## train four heads on drawn scenes and print their metrics (minutes on 2 cores)
 	@$(BIN)/visionkit demo

@@ -22,6 +22,9 @@ def command(
         for one, file in shipped.items():
             print(f"{one.ljust(width)}  {summary_of(file)}")
     elif name not in shipped:
-        raise PipelineError(f"no pipeline of the name '{name}' is shipped{did_you_mean(name, shipped)}")
+        raise PipelineError(
+            f"no pipeline of the name '{name}' is shipped{did_you_mean(name, shipped)}; "
+            "'visionkit pipelines' lists them"
+        )
     else:
         print(shipped[name].read_text(encoding="utf-8"), end="")
