@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from visionkit.cli.check import CHECKED
 from visionkit.data.class_folder import ClassFolderSource
 from visionkit.data.pairs import PaintedSource
 from visionkit.data.shapes import ShapesSource
@@ -103,4 +104,4 @@ def test_it_keeps_the_contract(
 
 
 def test_every_kind_but_importers_has_a_kit() -> None:
-    assert {kind for kind, _, _ in CASES} == set(KITS)
+    assert {kind for kind, _, _ in CASES} == set(KITS) == set(CHECKED)

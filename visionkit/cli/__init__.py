@@ -9,7 +9,7 @@ To add a command, write ``visionkit/cli/NAME.py`` (``coco-eval`` lives in ``coco
 
     import typer
 
-    from visionkit.cli.options import Overrides, PipelineName, PluginFiles, plugin_manager
+    from visionkit.cli.options import Overrides, PipelineName, PluginFiles, read_pipeline
 
 
     def command(
@@ -19,9 +19,10 @@ To add a command, write ``visionkit/cli/NAME.py`` (``coco-eval`` lives in ``coco
         plugin: PluginFiles = None,
     ) -> None:
         \"\"\"Train a pipeline.\"\"\"          # the first line is the summary in ``visionkit --help``
-        from visionkit.config import load_pipeline  # whatever is heavy (torch, cv2, pydantic) is imported in here
+        description, plugins = read_pipeline(pipeline, set_, plugin)  # first: its errors need none of the imports below
 
-        plugins = plugin_manager(plugin)
+        from visionkit.train import train  # whatever is heavy (torch, cv2, pydantic) is imported in here
+
         ...
 
 The module itself imports only the standard library, typer, ``visionkit.cli.options`` and ``visionkit.errors``, because

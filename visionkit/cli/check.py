@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from visionkit.plugins import PluginManager
     from visionkit.testing import Report
 
+CHECKED = ("head", "backbone", "neck", "source", "evaluator", "transform", "balancer")
+"""The kinds that ``visionkit.testing`` has a kit for; written out, because that imports all of torchvision."""
+
 
 def command(
     what: Annotated[str, typer.Argument(metavar="NAME", help="A component, module:Class, or FILE.py for all in it.")],
@@ -31,11 +34,9 @@ def command(
     """Check that a component keeps the contract of its kind."""
     from rich.console import Console
 
-    from visionkit.testing import KITS
-
     file = what.endswith(".py")
     plugins = plugin_manager([*(plugin or ()), what] if file else plugin)
-    found = components_of(what, kind, plugins, list(KITS)) if file else [component(what, kind, plugins, list(KITS))]
+    found = components_of(what, kind, plugins) if file else [component(what, kind, plugins)]
     if set_ and len(found) > 1:
         raise UserError(f"--set is for one component, and {what} has {len(found)}: choose one with --plugin {what} and "
                         "its name")  # fmt: skip
@@ -68,7 +69,7 @@ def check(
     return KITS[kind](made, args=arguments(kind, name, made, settings), progress=progress, **extra)
 
 
-def components_of(file: str, kind: str | None, plugins: PluginManager, kinds: Sequence[str]) -> list[tuple[str, str]]:
+def components_of(file: str, kind: str | None, plugins: PluginManager) -> list[tuple[str, str]]:
     """Kind and name of every component that a plugin file offers and that there are checks for.
 
     Raises:
@@ -78,14 +79,14 @@ def components_of(file: str, kind: str | None, plugins: PluginManager, kinds: Se
         if os.path.realpath(problem.plugin) == os.path.realpath(file):
             raise UserError(str(problem))
     mine = [c.component for c in plugins.components() if os.path.realpath(c.plugin) == os.path.realpath(file)]
-    found = [(str(c.kind), c.name) for c in mine if c.kind in kinds and kind in (None, c.kind)]
+    found = [(str(c.kind), c.name) for c in mine if c.kind in CHECKED and kind in (None, c.kind)]
     if not found:
         offered = ", ".join(f"{c.kind} {c.name}" for c in mine) or "nothing"
-        raise UserError(f"{file} offers {offered}; there are checks for: {', '.join(kinds)}")
+        raise UserError(f"{file} offers {offered}; there are checks for: {', '.join(CHECKED)}")
     return found
 
 
-def component(name: str, kind: str | None, plugins: PluginManager, kinds: Sequence[str]) -> tuple[str, str]:
+def component(name: str, kind: str | None, plugins: PluginManager) -> tuple[str, str]:
     """Kind and name of one component.
 
     Raises:
@@ -93,25 +94,25 @@ def component(name: str, kind: str | None, plugins: PluginManager, kinds: Sequen
     """
     from visionkit.plugins import did_you_mean
 
-    if kind is not None and kind not in kinds:
-        raise UserError(f"--kind {kind}: there are checks for: {', '.join(kinds)}")
+    if kind is not None and kind not in CHECKED:
+        raise UserError(f"--kind {kind}: there are checks for: {', '.join(CHECKED)}")
     if kind is not None:
         return kind, name
     if ":" in name:
-        return kind_of_class(name, plugins, kinds), name
+        return kind_of_class(name, plugins), name
     listed = [c.component for c in plugins.components()]
     fitting = [c.kind for c in listed if c.name == name]
     if len(fitting) > 1:
         raise UserError(f"'{name}' is the name of several kinds ({', '.join(fitting)}): choose one with --kind")
     if not fitting:
-        known = [c.name for c in listed if c.kind in kinds]
+        known = [c.name for c in listed if c.kind in CHECKED]
         raise UserError(f"no component '{name}'{did_you_mean(name, known)} (see: visionkit plugins)")
-    if fitting[0] not in kinds:
-        raise UserError(f"'{name}' is of kind '{fitting[0]}'; there are checks for: {', '.join(kinds)}")
+    if fitting[0] not in CHECKED:
+        raise UserError(f"'{name}' is of kind '{fitting[0]}'; there are checks for: {', '.join(CHECKED)}")
     return fitting[0], name
 
 
-def kind_of_class(name: str, plugins: PluginManager, kinds: Sequence[str]) -> str:
+def kind_of_class(name: str, plugins: PluginManager) -> str:
     """The kind whose contract ``module:Class`` derives from."""
     from visionkit.data import Source, Transform
     from visionkit.evaluate import Evaluator
@@ -121,7 +122,7 @@ def kind_of_class(name: str, plugins: PluginManager, kinds: Sequence[str]) -> st
     bases = {"head": Head, "backbone": Backbone, "neck": Neck, "source": Source, "evaluator": Evaluator,
              "transform": Transform, "balancer": Balancer}  # fmt: skip
     made = plugins.load("transform", name)  # the kind that asks for no base class
-    for kind in kinds:
+    for kind in CHECKED:
         if isinstance(made, type) and issubclass(made, bases[kind]):
             return kind
     raise UserError(f"{name} derives from none of the contracts ({', '.join(b.__name__ for b in bases.values())}); "

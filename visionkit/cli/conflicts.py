@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from visionkit.cli.options import JsonFile, Overrides, PipelineName, PluginFiles, plugin_manager, write_text
+from visionkit.cli.options import JsonFile, Overrides, PipelineName, PluginFiles, read_pipeline, write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,16 +33,16 @@ def command(
     For some batches of the training split, the gradient of each head's loss by the parameters of backbone and neck;
     how to read it: docs/explanation/balancing.md.
     """
+    description, plugins = read_pipeline(pipeline, overrides, plugin)
+
     import json
 
     from rich.console import Console
 
-    from visionkit.config import check_arguments, load_pipeline
+    from visionkit.config import check_arguments
     from visionkit.infer import pick_device
     from visionkit.train.conflicts import SHARED, find_conflicts, hints, sentence
 
-    description = load_pipeline(pipeline, overrides or [])
-    plugins = plugin_manager(plugin)
     check_arguments(description, plugins)
     found = find_conflicts(description, plugins, batches=batches, run=run, device=pick_device(device))
     console = Console()

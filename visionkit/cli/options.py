@@ -14,6 +14,7 @@ import typer
 from visionkit.errors import UserError
 
 if TYPE_CHECKING:
+    from visionkit.config import Pipeline
     from visionkit.plugins import PluginManager
 
 PipelineName = Annotated[str, typer.Argument(metavar="PIPELINE", help="A YAML file, or the name of a shipped one.")]
@@ -35,6 +36,18 @@ def plugin_manager(files: Sequence[str] | None) -> PluginManager:
     for problem in plugins.problems:
         print(f"warning: {problem}", file=sys.stderr)
     return plugins
+
+
+def read_pipeline(
+    name_or_path: str, overrides: Sequence[str] | None, files: Sequence[str] | None
+) -> tuple[Pipeline, PluginManager]:
+    """A pipeline and every plugin at hand. A misspelt component is told at once: to import torch takes seconds."""
+    from visionkit.config import check_names, load_pipeline
+
+    pipeline = load_pipeline(name_or_path, overrides or ())
+    plugins = plugin_manager(files)
+    check_names(pipeline, plugins)
+    return pipeline, plugins
 
 
 def write_text(path: str, text: str) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from visionkit.cli.options import JsonFile, Overrides, PipelineName, PluginFiles, plugin_manager, write_text
+from visionkit.cli.options import JsonFile, Overrides, PipelineName, PluginFiles, read_pipeline, write_text
 from visionkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,19 +29,18 @@ def command(
 
     Needs no data: weights and images are random, and heads whose labels come from data have --classes classes.
     """
+    height, width = _parse_size(size)
+    description, plugins = read_pipeline(pipeline, overrides, plugin)
+
     import json
 
     import torch
 
-    from visionkit.config import load_pipeline
     from visionkit.model.build import build_model, placeholder_labels
     from visionkit.model.profile import profile_model
 
-    height, width = _parse_size(size)
-    description = load_pipeline(pipeline, overrides or [])
     if description.backbone is not None:
         description.backbone.args.pop("pretrained", None)  # what the weights are changes no figure here
-    plugins = plugin_manager(plugin)
     model = build_model(description, plugins, placeholder_labels(description, plugins, classes))
     try:
         torch.empty(0, device=device)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from visionkit.cli.options import Overrides, PipelineName, PluginFiles, plugin_manager
+from visionkit.cli.options import Overrides, PipelineName, PluginFiles, read_pipeline
 
 
 def command(
@@ -25,15 +25,14 @@ def command(
     ] = None,
 ) -> None:
     """Train all heads of a pipeline together, and evaluate them."""
+    description, plugins = read_pipeline(pipeline, overrides, plugin)
+
     import torch
 
     from visionkit.cli.tables import print_metrics
-    from visionkit.config import load_pipeline
     from visionkit.train import train
 
-    description = load_pipeline(pipeline, overrides or [])
     folder = out or Path("runs") / description.name
-    plugins = plugin_manager(plugin)
     metrics = train(description, plugins, folder, resume=resume, accelerator=accelerator, devices=devices, nodes=nodes)
     if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
         return

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from visionkit.cli.options import JsonFile, Overrides, PipelineName, PluginFiles, plugin_manager, write_text
+from visionkit.cli.options import JsonFile, Overrides, PipelineName, PluginFiles, read_pipeline, write_text
 
 
 def command(
@@ -19,19 +19,19 @@ def command(
     json_file: JsonFile = None,
 ) -> None:
     """Build everything, run one batch of each source through every head, and say what would fail."""
+    description, plugins = read_pipeline(pipeline, overrides, plugin)
+
     import dataclasses
     import json
 
     from rich.console import Console
     from rich.markup import escape
 
-    from visionkit.config import load_pipeline
     from visionkit.train.validate import validate
 
-    description = load_pipeline(pipeline, overrides or [])
     console = Console(soft_wrap=True)
     checks = []
-    for check in validate(description, plugin_manager(plugin), all_images=all_images):
+    for check in validate(description, plugins, all_images=all_images):
         mark = "[green]ok  [/green]" if check.ok else "[red]FAIL[/red]"
         console.print(f"{mark} {escape(check.what)}: {escape(check.detail)}", highlight=False)
         checks.append(dataclasses.asdict(check))

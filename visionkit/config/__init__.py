@@ -1,6 +1,6 @@
 """Pipelines: YAML in, a validated description out. Imports no torch."""
 
-from visionkit.config.arguments import build_component, check_arguments
+from visionkit.config.arguments import build_component, check_arguments, check_names
 from visionkit.config.load import load_pipeline, parse_pipeline, shipped_pipelines, summary_of
 from visionkit.config.pipeline import (
     ComponentConfig,
@@ -33,6 +33,7 @@ __all__ = [
     "WarmupConfig",
     "build_component",
     "check_arguments",
+    "check_names",
     "json_schema",
     "load_pipeline",
     "parse_pipeline",

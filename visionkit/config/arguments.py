@@ -53,6 +53,15 @@ def build_component(
         raise pipeline.fail(config.at, f"{title(kind, config)}: {explain(error)}") from error
 
 
+def check_names(pipeline: Pipeline, plugins: PluginManager) -> None:
+    """Look every component of the pipeline up, importing none. Raises ``PipelineError``."""
+    for kind, config in components(pipeline):
+        try:
+            plugins.find(kind, config.name)
+        except PluginError as error:
+            raise pipeline.fail((*config.at, "name"), str(error)) from error
+
+
 def check_arguments(pipeline: Pipeline, plugins: PluginManager) -> None:
     """Check the arguments of every component in the pipeline, constructing none. Raises ``PipelineError``."""
     for kind, config in components(pipeline):
