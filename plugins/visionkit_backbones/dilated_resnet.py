@@ -6,11 +6,13 @@ from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import timm
+import torch.nn.functional as F
 from timm.models import is_model_in_modules
 from torch import Tensor
 
 from visionkit.errors import UserError
 from visionkit.model import Backbone
+from visionkit.types import FeatureSpec, Level
 from visionkit_backbones.deformable import deform_stages
 from visionkit_backbones.timm_backbone import TimmBackbone
 
@@ -30,10 +32,13 @@ class DilatedResNet(Backbone):
         pretrained, frozen_stages, frozen_bn, stride_in_1x1, options: as for ``timm``. ``options: {stem_width: 64,
             stem_type: deep}`` is the stem of PSPNet.
         deformable_stages, modulated: as for ``timm``, with the dilations of the stages.
+        scales: of smaller copies of the image, which are looked at too; what is seen there are levels of their own,
+            ``c5@0.75`` for the level ``c5`` of a copy of three quarters. Their strides are rounded.
         pixels: ``imagenet`` for the mean and spread of ImageNet, ``caffe`` for values 0 ... 255 less Caffe's mean.
 
     Raises:
-        UserError: no ResNet, an output stride that is none of these, a multi-grid of another length than the stage.
+        UserError: no ResNet, an output stride that is none of these, a multi-grid of another length than the stage,
+            or a scale that makes the image no smaller.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class DilatedResNet(Backbone):
         deformable_stages: Sequence[str] = (),
         modulated: bool = False,
         options: dict[str, Any] | None = None,
+        scales: Sequence[float] = (),
         pixels: Literal["imagenet", "caffe"] = "imagenet",
     ) -> None:
         super().__init__()
@@ -57,9 +63,11 @@ class DilatedResNet(Backbone):
             raise UserError(f"output_stride: {output_stride} is none of 8, 16, 32")
         if timm.is_model(model) and not is_model_in_modules(model.split(".")[0], ["resnet"]):
             raise UserError(f"model: {model} is no ResNet")
+        if wrong := [scale for scale in scales if not 0 < scale < 1]:
+            raise UserError(f"scales: {wrong[0]} is not between 0 and 1; the image itself is always looked at")
         self.resnet = TimmBackbone(
             model=model,
-            levels=levels,
+            levels=None if levels is None else {level.partition("@")[0] for level in levels},
             output_stride=output_stride,
             pretrained=pretrained,
             frozen_stages=frozen_stages,
@@ -67,7 +75,21 @@ class DilatedResNet(Backbone):
             stride_in_1x1=stride_in_1x1,
             options=options,
         )
-        self.spec, self.mean, self.std = self.resnet.spec, self.resnet.mean, self.resnet.std
+        plain = self.resnet.spec
+        smaller = {scale: {f"{name}@{scale:g}": name for name in plain} for scale in scales}
+        # By scale, the levels that are read of that copy, and what the network calls them.
+        self.smaller = {
+            scale: {ours: name for ours, name in names.items() if levels is None or ours in levels}
+            for scale, names in smaller.items()
+        }
+        self.spec = plain | FeatureSpec(
+            {
+                ours: Level(plain[name].channels, round(plain[name].stride / scale))
+                for scale, names in self.smaller.items()
+                for ours, name in names.items()
+            }
+        )
+        self.mean, self.std = self.resnet.mean, self.resnet.std
         if pixels == "caffe":
             self.mean = (122.675 / 255, 116.669 / 255, 104.008 / 255)
             self.std = (1 / 255, 1 / 255, 1 / 255)
@@ -79,7 +101,14 @@ class DilatedResNet(Backbone):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Levels that are read, each (B, channels, H / stride, W / stride), rounded up."""
-        return self.resnet(images)  # type: ignore[no-any-return]
+        found: dict[str, Tensor] = self.resnet(images)
+        for scale, names in self.smaller.items():
+            if names:
+                size = [round(int(side) * scale) for side in images.shape[-2:]]
+                copy = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+                seen = self.resnet(copy)
+                found |= {ours: seen[name] for ours, name in names.items()}
+        return found
 
 
 def _dilate(blocks: list[Any], dilations: Sequence[int], model: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -41,6 +42,10 @@ class UNet(Head):
         channels: of the convolutions on each level but the coarsest; ``None``: as many as that level has, which is the
             paper's.
         upsampling: ``conv2x2`` is the paper's transposed convolution of 2x2; or any other way of enlarging.
+        narrow: enlarging brings the channels down to those of the level, as the paper has it; else only the
+            convolutions behind it do.
+        last: channels of one more step, to twice the size, with no level beside it; ``None`` for none.
+        kernel: of the convolution that scores.
         margins: ``paper`` where the backbone is ``unet_encoder`` with the margins of the paper: no convolution is
             padded, and levels are cropped to their middle.
         norm: after each 3x3 convolution; the paper has none.
@@ -49,8 +54,8 @@ class UNet(Head):
             weight and the width in pixels (10 and 5 in the paper); ``None`` for no more.
 
     Raises:
-        UserError: levels that are not each twice as fine, as many widths as there are not levels, or a border with
-            another loss than cross-entropy.
+        UserError: levels that are not each twice as fine, as many widths as there are not levels, a last step beyond
+            the size of the image, or a border with another loss than cross-entropy.
     """
 
     task = "semantic"
@@ -68,6 +73,9 @@ class UNet(Head):
         levels: Sequence[str] = ("c5", "c4", "c3", "c2", "c1"),
         channels: Sequence[int] | None = None,
         upsampling: Upsampling | Literal["conv2x2"] = "conv2x2",
+        narrow: bool = True,
+        last: int | None = None,
+        kernel: Literal[1, 3] = 1,
         margins: Literal["same", "paper"] = "same",
         norm: NormName | None = None,
         loss: LossName | LossOptions = "cross_entropy",
@@ -83,35 +91,44 @@ class UNet(Head):
             raise UserError(f"channels: {len(widths)} widths for the {len(read) - 1} levels but the coarsest")
         self.levels, self.margins = tuple(levels), margins
         self.up, self.convs = nn.ModuleList(), nn.ModuleList()
-        before = read[0].channels
-        for level, width in zip(read[1:], widths):
+        stride, before = read[-1].stride, read[0].channels
+        steps = [(level.channels, width) for level, width in zip(read[1:], widths)]
+        if last is not None:
+            if stride % 2:
+                raise UserError(f"last: '{levels[-1]}' has stride {stride}, and cannot be made twice as fine")
+            stride, steps = stride // 2, [*steps, (0, last)]
+        for beside, width in steps:
+            larger = width if narrow else before
             if upsampling == "conv2x2":
-                self.up.append(nn.ConvTranspose2d(before, width, 2, 2))
+                self.up.append(nn.ConvTranspose2d(before, larger, 2, 2))
             else:
-                self.up.append(make_upsampling(upsampling, before, width))
-            first = ConvNormAct(width + level.channels, width, norm=norm)
+                self.up.append(make_upsampling(upsampling, before, larger))
+            first = ConvNormAct(larger + beside, width, norm=norm)
             self.convs.append(nn.Sequential(first, ConvNormAct(width, width, norm=norm)))
             before = width
-        self.score = nn.Conv2d(before, len(labels), 1)
+        self.score = nn.Conv2d(before, len(labels), kernel, padding=kernel // 2)
         initialise(self.convs)
         if margins == "paper":
             for module in self.convs.modules():
                 if isinstance(module, nn.Conv2d):
                     module.padding = (0, 0)
-        self.scores, self.border = Scores(len(labels), read[-1].stride, loss), border
+        self.scores, self.border = Scores(len(labels), stride, loss), border
         if border is not None and self.scores.loss.name != "cross_entropy":
             raise UserError(f"border: weights of pixels go with cross_entropy, not with {self.scores.loss.name}")
 
     def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> SemanticOutput:
-        """Logits (B, classes, H / stride, W / stride) at the finest level, rounded up."""
+        """Logits (B, classes, H / stride, W / stride) at the finest level or the last step, rounded up."""
         x = features[self.levels[0]]
-        for name, up, convs in zip(self.levels[1:], self.up, self.convs):
-            beside, x = features[name], up(x)
-            if self.margins == "paper":
-                beside = middle(beside, x)
-            else:  # sizes were rounded up on the way down
-                x = x[..., : beside.shape[2], : beside.shape[3]]
-            x = convs(torch.cat([beside, x], 1))
+        for name, up, convs in itertools.zip_longest(self.levels[1:], self.up, self.convs):
+            x = up(x)
+            if name is not None:
+                beside = features[name]
+                if self.margins == "paper":
+                    beside = middle(beside, x)
+                else:  # sizes were rounded up on the way down
+                    x = x[..., : beside.shape[2], : beside.shape[3]]
+                x = torch.cat([beside, x], 1)
+            x = convs(x)
         height, width = (-(-side // self.scores.stride) for side in input_size(batch))
         return SemanticOutput(self.score(x)[..., :height, :width])
 

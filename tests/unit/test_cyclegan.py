@@ -238,7 +238,7 @@ def test_a_published_generator_becomes_a_run(
 ) -> None:
     facts = np.load(DATA / "io.npz")
     torch.save(formula_weights(DATA / keys), tmp_path / "latest_net_G.pth")
-    _, model = import_model(plugins.load("importer", importer)(), tmp_path / "latest_net_G.pth", plugins)
+    model = import_model(plugins.load("importer", importer)(), tmp_path / "latest_net_G.pth", plugins).model
     for layer in model.modules():
         if isinstance(layer, nn.Dropout):
             layer.p = 0.0  # the facts are without noise

@@ -55,7 +55,7 @@ class Reference:
 
     def __init__(self, importer: Any, state: dict[str, Tensor], folder: Path) -> None:
         torch.save({"model": state}, folder / "weights.pth")
-        self.model = import_model(importer, folder / "weights.pth", PluginManager())[1]
+        self.model = import_model(importer, folder / "weights.pth", PluginManager()).model
         (folder / "weights.pth").unlink()
         self.batch = photo(self.model)
         with torch.no_grad():

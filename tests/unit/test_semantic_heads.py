@@ -20,6 +20,7 @@ from visionkit_backbones.unet_encoder import UNetEncoder
 from visionkit_backbones.xception import AlignedXception
 from visionkit_backbones.xception_encoder import XceptionEncoder
 from visionkit_semantic.deeplab_largefov import DeepLabLargeFOV, labels_at_cells
+from visionkit_semantic.deeplab_v2 import DeepLabV2
 from visionkit_semantic.deeplab_v3 import DeepLabV3
 from visionkit_semantic.deeplab_v3plus import DeepLabV3Plus
 from visionkit_semantic.dilated_context import ContextModule, DilatedContext
@@ -341,3 +342,72 @@ def test_mistakes() -> None:
         DilatedResNet(model="vgg16", output_stride=32)
     with pytest.raises(UserError, match="4 is none of 8, 16, 32"):
         AlignedXception(output_stride=4)
+
+
+# -- DeepLabv2 at several scales
+
+
+@pytest.fixture
+def scaled() -> tuple[Backbone, Head]:
+    """A small DeepLabv2 on the image and on three quarters and half of it."""
+    torch.manual_seed(0)
+    plugins = PluginManager()
+    arguments = {"model": "resnet18", "output_stride": 8, "scales": [0.75, 0.5], "options": {"channels": [8] * 4}}
+    spec = plugins.load("backbone", "dilated_resnet")(**arguments).spec
+    head = DeepLabV2(spec, labels(3), scales=[0.75, 0.5])
+    return plugins.load("backbone", "dilated_resnet")(levels=head.levels, **arguments).eval(), head.eval()
+
+
+@torch.no_grad()
+def test_deeplab_v2_takes_the_largest_score_over_scales(scaled: tuple[Backbone, Head]) -> None:
+    backbone, head = scaled
+    images = torch.randn(2, 3, 64, 96)
+    alone = DeepLabV2(FeatureSpec({"c5": Level(8, 8)}), labels(3))
+    alone.load_state_dict(head.state_dict())
+
+    def scores(scale: float) -> Tensor:
+        copy = F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
+        return alone({"c5": backbone(copy)["c5"]}, view(copy), {}).logits
+
+    smaller = [F.interpolate(scores(s), size=(8, 12), mode="bilinear", align_corners=False) for s in (0.75, 0.5)]
+    want = torch.maximum(torch.maximum(scores(1.0), smaller[0]), smaller[1])
+    torch.testing.assert_close(head(backbone(images), view(images), {}).logits, want)
+
+
+def test_every_scale_of_deeplab_v2_learns_by_itself_too(scaled: tuple[Backbone, Head]) -> None:
+    backbone, head = scaled
+    truth = SemanticTarget(torch.randint(0, 3, (64, 64), dtype=torch.uint8))
+    images = torch.randn(1, 3, 64, 64)
+    batch = view(images, (truth,))
+    output = head(backbone(images), batch, {})
+
+    def loss(logits: Tensor) -> Tensor:
+        large = F.interpolate(logits, scale_factor=8, mode="bilinear", align_corners=False)
+        return F.cross_entropy(large, truth.labels[None].long())
+
+    want = loss(output.logits) + sum(loss(one) for one in output.each)
+    torch.testing.assert_close(head.losses(output, batch)["segmentation"].value(), want)
+    assert len(output.each) == 3
+
+
+def test_deeplab_v2_wants_a_backbone_that_looks_at_its_scales() -> None:
+    with pytest.raises(UserError, match=r"no feature level 'c5@0\.5'"):
+        DeepLabV2(FeatureSpec({"c5": Level(8, 8)}), labels(3), scales=[0.5])
+    with pytest.raises(UserError, match=r"scales: 1\.5 is not between 0 and 1"):
+        PluginManager().load("backbone", "dilated_resnet")(model="resnet18", scales=[1.5])
+
+
+# -- U-Net's other forms
+
+
+def test_unet_makes_one_more_step_with_nothing_beside_it() -> None:
+    spec = FeatureSpec({"c1": Level(6, 2), "c2": Level(8, 4)})
+    head = UNet(spec, labels(3), levels=("c2", "c1"), channels=(5,), last=4, kernel=3, narrow=False,
+                upsampling="nearest")  # fmt: skip
+    images = torch.zeros(1, 3, 31, 47)
+    assert head(features(spec, 31, 47), view(images), {}).logits.shape == (1, 3, 31, 47)
+    assert [tuple(m.weight.shape[:2]) for m in head.modules() if isinstance(m, torch.nn.Conv2d)] == [
+        (5, 8 + 6), (5, 5), (4, 5), (4, 4), (3, 4),
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="last: 'c0' has stride 1"):
+        UNet(FeatureSpec({"c0": Level(4, 1), "c1": Level(6, 2)}), labels(3), levels=("c1", "c0"), last=4)

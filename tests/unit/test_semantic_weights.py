@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,10 +39,20 @@ CAFFE = (torch.tensor([122.675, 116.669, 104.008]), torch.tensor([50.0, 50.0, 50
 
 def imported(name: str, state: dict[str, Tensor]) -> MultiTaskModel:
     importer: Importer = PluginManager().load("importer", name)()
+    text, labels = importer.describe(state)
     with torch.device("meta"):
-        model = build_model(parse_pipeline(importer.pipeline, name), PluginManager(), importer.labels)
+        model = build_model(parse_pipeline(text, name), PluginManager(), labels)
     model.to_empty(device="cpu")
     load_state(model, importer.convert(state), name)
+    return model.eval()
+
+
+def with_statistics(model: nn.Module) -> nn.Module:
+    """In evaluation mode, with batch norms that have seen something."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.1)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
     return model.eval()
 
 
@@ -77,11 +89,7 @@ def test_imported_weights_answer_as_the_reference_does(folder: str) -> None:
 @torch.no_grad()
 def test_imported_weights_answer_as_torchvision_does(name: str) -> None:
     torch.manual_seed(0)
-    theirs = getattr(segmentation, name)(weights=None, weights_backbone=None, aux_loss=True).eval()
-    for module in theirs.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(std=0.1)
-            module.running_var.uniform_(0.5, 1.5)
+    theirs = with_statistics(getattr(segmentation, name)(weights=None, weights_backbone=None, aux_loss=True))
     images = torch.randn(2, 3, 64, 96)
     want = theirs(images)
 
@@ -94,6 +102,55 @@ def test_imported_weights_answer_as_torchvision_does(name: str) -> None:
         torch.testing.assert_close(large, want[key], rtol=0, atol=1e-4 * float(want[key].abs().max()))
     labels = torch.stack([prediction.labels for prediction in head.predict(output, batch)])
     assert (labels == want["out"].argmax(1)).float().mean() > 0.999
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "encoder", "arguments"),
+    [
+        ("smp/unet", smp.Unet, "resnet18", {"classes": 5}),
+        ("smp/unet", smp.Unet, "resnet50", {"classes": 21, "decoder_channels": (128, 64, 32, 24, 8)}),
+        ("smp/deeplabv3plus", smp.DeepLabV3Plus, "resnet34", {"classes": 5}),
+        ("smp/deeplabv3plus", smp.DeepLabV3Plus, "resnet50", {"classes": 21}),
+    ],
+)
+@torch.no_grad()
+def test_imported_weights_answer_as_segmentation_models_pytorch_does(
+    name: str, model: type[nn.Module], encoder: str, arguments: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    theirs = with_statistics(model(encoder, encoder_weights=None, **arguments))
+    images = torch.randn(2, 3, 64, 96)
+    want = theirs(images)
+
+    ours = imported(name, theirs.state_dict())
+    found = ours.head("semantic")(ours.features(images), view(images), {}).logits
+
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+    torch.testing.assert_close(found, want, rtol=0, atol=1e-4 * float(want.abs().max()))
+
+
+@torch.no_grad()
+def test_one_class_of_segmentation_models_pytorch_is_a_foreground_beside_a_background() -> None:
+    torch.manual_seed(0)
+    theirs = with_statistics(smp.Unet("resnet18", encoder_weights=None))
+    images = torch.randn(1, 3, 64, 64)
+    state = theirs.state_dict()
+    _, labels = PluginManager().load("importer", "smp/unet")().describe(state)
+    ours = imported("smp/unet", state)
+    found = ours.head("semantic")(ours.features(images), view(images), {}).logits
+    assert labels["semantic"].names == ("background", "foreground")
+    torch.testing.assert_close(found.softmax(1)[:, 1:], theirs(images).sigmoid(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "said"),
+    [("resnext50_32x4d", "encoder is none of resnet18, "), ("mobilenet_v2", "encoder is none of resnet18, ")],
+)
+def test_an_encoder_that_is_no_resnet_is_an_error(encoder: str, said: str) -> None:
+    with torch.device("meta"):
+        state = smp.Unet(encoder, encoder_weights=None).state_dict()
+    with pytest.raises(UserError, match=said):
+        PluginManager().load("importer", "smp/unet")().describe(state)
 
 
 def test_a_strange_tensor_is_an_error() -> None:

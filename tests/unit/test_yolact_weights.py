@@ -64,7 +64,8 @@ def picture() -> np.ndarray:
 @torch.no_grad()
 def run(importer: Importer, name: str, step: int, folder: Path) -> Run:
     torch.save(formula_weights(DATA / f"{name}_keys.json"), folder / "weights.pth")
-    pipeline, model = import_model(importer, folder / "weights.pth", PluginManager())
+    imported = import_model(importer, folder / "weights.pth", PluginManager())
+    pipeline, model = imported.pipeline, imported.model
     sample = Sample(torch.from_numpy(picture()).permute(2, 0, 1), INFO)
     normalize = build_transforms(pipeline, PluginManager(), pipeline.evaluate.transforms)[0]
     batch = collate([normalize(sample)], size_divisor=1).normalised(model.mean, model.std, channels_last=False)

@@ -59,5 +59,5 @@ class PyramidPooling(nn.Module):
         """(B, inputs, h, w) to (B, outputs, h, w): the map itself first."""
         size = (int(x.shape[-2]), int(x.shape[-1]))
         # Averages have no stride that could be kept to: they are stretched over the map.
-        align: Alignment = "corners" if self.align == "corners" else "stretch"
+        align: Alignment = "ends" if self.align in ("corners", "ends") else "stretch"
         return torch.cat([x, *(resize(branch(x), size, align=align) for branch in self.branches)], 1)

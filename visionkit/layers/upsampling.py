@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from visionkit.errors import UserError
 
-Alignment = Literal["cells", "corners", "stretch"]
+Alignment = Literal["cells", "corners", "stretch", "ends"]
 """How a small map lies on a larger one. ``cells``: the corner of the first cell on that of the image, every cell as
 large as its stride. ``corners``: centres of the corner cells coincide, as padded convolutions of stride 2 lie on images
 of 8 n + 1 pixels; what other images have beyond is filled with the last cell. ``stretch``: corners of the maps
-coincide, whatever the stride was."""
+coincide, whatever the stride was. ``ends``: centres of the corner cells lie on those of the corner pixels, whatever the
+stride was."""
 
-Upsampling = Literal["transposed", "resize_conv", "pixel_shuffle", "bilinear"]
+Upsampling = Literal["transposed", "resize_conv", "pixel_shuffle", "bilinear", "nearest"]
 
 
 def resize(x: Tensor, size: tuple[int, int], scale: float | None = None, align: Alignment = "cells") -> Tensor:
@@ -25,16 +26,15 @@ def resize(x: Tensor, size: tuple[int, int], scale: float | None = None, align: 
 
     Args:
         size: (height, width) of the result.
-        scale: result pixels per cell; ``cells`` needs it, and without it ``corners`` stretches the map from corner to
-            corner.
+        scale: result pixels per cell; ``cells`` and ``corners`` need it.
         align: see :data:`Alignment`.
     """
+    if align in ("stretch", "ends"):
+        return F.interpolate(x, size=size, mode="bilinear", align_corners=align == "ends")
+    if scale is None:
+        raise ValueError(f"{align} can only be aligned where the scale is known")
     if align == "cells":
-        if scale is None:
-            raise ValueError("cells can only be aligned where the scale is known")
         return torch.ops.aten.upsample_bilinear2d(x, list(size), False, scale, scale)
-    if align == "stretch" or scale is None:
-        return F.interpolate(x, size=size, mode="bilinear", align_corners=align == "corners")
     height, width = (round((int(side) - 1) * scale) + 1 for side in x.shape[2:])
     x = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=True)[..., : size[0], : size[1]]
     return F.pad(x, (0, max(0, size[1] - width), 0, max(0, size[0] - height)), mode="replicate")
@@ -72,8 +72,8 @@ def make_upsampling(name: Upsampling, inputs: int, outputs: int, scale: int = 2)
     Args:
         name: ``transposed``: a transposed convolution of kernel 2 ``scale`` that interpolates bilinearly at first;
             ``resize_conv``: nearest neighbours, then a 3x3 convolution; ``pixel_shuffle``: a 3x3 convolution to
-            ``scale`` squared times the channels, rearranged (Shi et al., CVPR 2016); ``bilinear``: bilinear
-            interpolation, and a 1x1 convolution before it where the channels change.
+            ``scale`` squared times the channels, rearranged (Shi et al., CVPR 2016); ``bilinear``,
+            ``nearest``: interpolation, and a 1x1 convolution before it where the channels change.
         inputs, outputs: channels.
         scale: 2 or more.
 
@@ -89,7 +89,8 @@ def make_upsampling(name: Upsampling, inputs: int, outputs: int, scale: int = 2)
     if name == "pixel_shuffle":
         return _pixel_shuffle(inputs, outputs, scale)
     reduce: list[nn.Module] = [] if inputs == outputs else [nn.Conv2d(inputs, outputs, 1)]
-    return nn.Sequential(*reduce, nn.Upsample(scale_factor=scale, mode="bilinear", align_corners=False))
+    mixed = {"align_corners": False} if name == "bilinear" else {}
+    return nn.Sequential(*reduce, nn.Upsample(scale_factor=scale, mode=name, **mixed))
 
 
 def _transposed(inputs: int, outputs: int, scale: int) -> nn.Module:

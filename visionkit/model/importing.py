@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -28,10 +29,21 @@ class Importer(ABC):
     Class attributes:
         pipeline: YAML of the same model here, with the transforms of its evaluation and without sources.
         labels: by head, the classes that the weights know.
+
+    Where the foreign model comes in several sizes, :meth:`describe` tells from the weights which one it is, and there
+    are no such attributes.
     """
 
     pipeline: ClassVar[str]
     labels: ClassVar[Mapping[str, LabelSet]]
+
+    def describe(self, state: Mapping[str, Tensor]) -> tuple[str, Mapping[str, LabelSet]]:
+        """``pipeline`` and ``labels`` of the model that these tensors belong to.
+
+        Raises:
+            UserError: they are of another model.
+        """
+        return self.pipeline, self.labels
 
     @abstractmethod
     def convert(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -90,18 +102,28 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def import_model(importer: Importer, path: Path, plugins: PluginManager) -> tuple[Pipeline, MultiTaskModel]:
-    """The model of an importer with the weights of a file, in evaluation mode.
+@dataclass(frozen=True)
+class Imported:
+    """A model with weights from elsewhere, in evaluation mode, its description, and the classes by head."""
+
+    pipeline: Pipeline
+    labels: Mapping[str, LabelSet]
+    model: MultiTaskModel
+
+
+def import_model(importer: Importer, path: Path, plugins: PluginManager) -> Imported:
+    """The model of an importer with the weights of a file.
 
     Raises:
         UserError: tensors are missing, surplus or of the wrong shape; the first few are named.
     """
     state = read_state(path)
     try:
+        text, labels = importer.describe(state)
         state = importer.convert(state)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    pipeline = parse_pipeline(importer.pipeline, type(importer).__name__)
-    model = build_model(pipeline, plugins, importer.labels)
+    pipeline = parse_pipeline(text, type(importer).__name__)
+    model = build_model(pipeline, plugins, labels)
     load_state(model, state, str(path))
-    return pipeline, model.eval()
+    return Imported(pipeline, labels, model.eval())
