@@ -4,61 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from visionkit import Head
 from visionkit.errors import UserError
 from visionkit.layers.keypoint_maps import swapped
-from visionkit.layers.roi import RegionPool
-from visionkit.types import (
-    Batch,
-    Features,
-    FeatureSpec,
-    InstanceTarget,
-    KeypointPrediction,
-    LabelSet,
-    Mean,
-    Output,
-    RegionOutput,
-)
+from visionkit.types import Batch, Features, FeatureSpec, LabelSet, Mean
+from visionkit_keypoints.crops import CropHead, PoolOptions
 from visionkit_keypoints.flow import RealNVP
-from visionkit_keypoints.persons import (
-    in_regions,
-    in_whole_images,
-    mirrored_boxes,
-    of_crops,
-    padded,
-    pixels,
-    prediction,
-    whole_images,
-)
+from visionkit_keypoints.persons import Learnt, pixels, whole_images
 
 LossName = Literal["l1", "l2", "wing", "rle"]
 SIDE = 256.0  # of the box in the units that the wing loss is given in
 
 
-@dataclass
-class CoordinateOutput(Output):
-    """Coordinates in whole images; or, where boxes are read, what those in the boxes are made from.
-
-    Attributes:
-        values: (B, K, 2 or 4): x and y as shares of the image; then logits of how far off each may be.
-        features: level -> (B, C, h, w), where boxes are read.
-        regions: the boxes.
-        mirrored: the features of the mirrored images.
-    """
-
-    values: Tensor
-    features: Mapping[str, Tensor] = field(default_factory=dict)
-    regions: RegionOutput | None = None
-    mirrored: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-class KeypointRegression(Head):
+class KeypointRegression(CropHead):
     """Coordinates of keypoints by one fully connected layer on the mean of the features.
 
     They are shares of the box, not of the image: every image shows one object (the source ``objects`` and the transform
@@ -81,13 +43,7 @@ class KeypointRegression(Head):
         ValueError: the labels have no keypoints.
     """
 
-    task = "keypoints"
-    makes = KeypointPrediction
-    output = CoordinateOutput
-    may_read = {"regions": RegionOutput}
     loss_names = ("coordinates",)
-    evaluators = ("coco_keypoints",)
-    exportable = True
 
     def __init__(
         self,
@@ -106,12 +62,11 @@ class KeypointRegression(Head):
         canonical_size: float = 224.0,
         padding: float = 1.25,
     ) -> None:
-        super().__init__(spec, labels)
-        if not labels.keypoints:
-            raise ValueError(f"the labels of a keypoint head ({', '.join(labels.names)}) must name keypoints")
-        self.levels, self.spec, self.mirrors = tuple(levels), spec, flip_test
-        self.loss, self.wing, self.weight = loss, wing, weight
-        self.keypoint_score, self.padding = keypoint_score, padding
+        pool = PoolOptions(pool_size, sampling_ratio, aligned, canonical_size)
+        super().__init__(
+            spec, labels, levels, flip_test=flip_test, keypoint_score=keypoint_score, pool=pool, padding=padding
+        )
+        self.loss_name, self.wing, self.weight = loss, wing, weight
         self.each = 4 if loss == "rle" else 2
         self.last = nn.Linear(spec[levels[0]].channels, len(labels.keypoints) * self.each)
         nn.init.normal_(self.last.weight, std=0.01)
@@ -120,23 +75,15 @@ class KeypointRegression(Head):
             bias[:, :2] = 0.5  # the middle of the box
             self.last.bias.copy_(bias.flatten())
         self.flow = RealNVP() if loss == "rle" else None
-        self.pool_options: dict[str, Any] = {
-            "size": pool_size, "sampling_ratio": sampling_ratio, "aligned": aligned, "canonical_size": canonical_size
-        }  # fmt: skip
-        self.pool: RegionPool | None = None
 
     def connect(self, port_labels: Mapping[str, LabelSet]) -> None:
         super().connect(port_labels)
-        if "regions" in port_labels:
-            self.pool = RegionPool(self.spec, self.levels, **self.pool_options)
-        elif len(self.levels) > 1:
+        if self.pool is None and len(self.levels) > 1:
             raise UserError(f"levels: without boxes to read (reads: {{regions: HEAD}}), one level is read, not "
                             f"{', '.join(self.levels)}")  # fmt: skip
 
-    def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> CoordinateOutput:
-        if "regions" in upstream:
-            mine = {level: features[level] for level in self.levels}
-            return CoordinateOutput(batch.images.new_zeros(len(batch), 0), mine, upstream["regions"])
+    def of_images(self, features: Features, batch: Batch) -> tuple[Tensor, ...]:
+        """(B, K, 2 or 4): x and y as shares of the image; then logits of how far off each may be."""
         level = features[self.levels[0]]
         sizes = whole_images(batch.info, level)[:, 2:].flip(1) / self.spec[self.levels[0]].stride
         rows, columns = (
@@ -144,80 +91,50 @@ class KeypointRegression(Head):
             for axis, count in enumerate(level.shape[2:])
         )
         inside = (rows[:, :, None] & columns[:, None, :])[:, None].float()  # the mean is not one of the padding
-        return CoordinateOutput(self.values((level.float() * inside).sum((2, 3)) / inside.sum((2, 3))))
+        return (self.values((level.float() * inside).sum((2, 3)) / inside.sum((2, 3))),)
 
-    def values(self, pooled: Tensor) -> Tensor:
+    def of_pooled(self, pooled: Tensor) -> Tensor:
+        """The same (n, K, 2 or 4) of boxes."""
+        return self.values(pooled.float().mean((2, 3)))
+
+    def values(self, mean: Tensor) -> Tensor:
         """(n, K, 2 or 4) from the mean features (n, C) of what is looked at."""
-        return self.last(pooled.to(self.last.weight.dtype)).float().unflatten(1, (-1, self.each))
+        return self.last(mean.to(self.last.weight.dtype)).float().unflatten(1, (-1, self.each))
 
-    def in_boxes(self, features: Features, boxes: Sequence[Tensor]) -> Tensor:
-        """Values in boxes (n, 4) of input pixels, image after image."""
-        assert self.pool is not None
-        return self.values(self.pool(features, boxes).float().mean((2, 3)))
-
-    def losses(self, output: CoordinateOutput, batch: Batch[InstanceTarget]) -> dict[str, Tensor | Mean]:
-        count = len(self.labels.keypoints)
-        if output.regions is None:
-            learnt = in_whole_images(batch, count)
-            values, joined = output.values[learnt.rows], output.values.sum()
-        else:
-            learnt = in_regions(output.regions, batch, count, self.padding)
-            values = self.in_boxes(output.features, [learnt.boxes[learnt.rows == row] for row in range(len(batch))])
-            joined = values.sum()
+    def loss(self, made: Sequence[Tensor], learnt: Learnt, *, whole: bool) -> dict[str, Mean]:
+        """The mean over the coordinates of labelled keypoints."""
         labelled = learnt.keypoints[..., 2] > 0
-        error = self.errors(values, learnt.keypoints[..., :2])
+        error = self.errors(made[0], learnt.keypoints[..., :2])
         total = torch.where(labelled[..., None], error, 0.0).sum() * self.weight
         if self.flow is not None:  # so that it is in the graph where there is nothing to learn from
-            joined = joined + sum(parameter.sum() for parameter in self.flow.parameters())
-        return {"coordinates": Mean(total + 0.0 * joined, labelled.sum() * 2)}
+            total = total + 0.0 * torch.stack([parameter.sum() for parameter in self.flow.parameters()]).sum()
+        return {"coordinates": Mean(total, labelled.sum() * 2)}
 
     def errors(self, values: Tensor, wanted: Tensor) -> Tensor:
         """The loss of every coordinate (n, K, 2)."""
         apart = (values[..., :2] - wanted).abs()
-        if self.loss == "l1":
+        if self.loss_name == "l1":
             return apart
-        if self.loss == "l2":
+        if self.loss_name == "l2":
             return apart.square()
-        if self.loss == "wing":
+        if self.loss_name == "wing":
             return wing_loss(apart * SIDE, *self.wing)
         assert self.flow is not None
         return residual_likelihood(values[..., :2] - wanted, values[..., 2:].sigmoid(), self.flow)
 
-    def join_mirrored(self, output: CoordinateOutput, mirrored: CoordinateOutput, batch: Batch) -> CoordinateOutput:
-        if output.regions is not None:
-            return replace(output, mirrored=mirrored.features)
-        return replace(output, values=self.joined(output.values, mirrored.values))
-
-    def joined(self, values: Tensor, mirrored: Tensor) -> Tensor:
-        """The mean of values (n, K, 2 or 4) and of those for the mirror image."""
+    def mean_of_mirrored(self, made: Tensor, mirrored: Tensor) -> Tensor:
         back = mirrored[:, swapped(mirrored.shape[1], self.labels.swaps)]
-        back = torch.cat((1 - back[..., :1], back[..., 1:]), -1)
-        return (values + back) / 2
+        return (made + torch.cat((1 - back[..., :1], back[..., 1:]), -1)) / 2
 
-    @torch.no_grad()
-    def predict(self, output: CoordinateOutput, batch: Batch) -> list[KeypointPrediction]:
-        if output.regions is not None:
-            return self._predict_boxes(output, output.regions, batch)
-        points = pixels(output.values[..., :2], whole_images(batch.info, output.values))
-        return of_crops(batch, points, self.scores(output.values), self.labels, self.keypoint_score)
+    def in_images(self, made: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        return pixels(made[..., :2], whole_images(batch.info, made)), self.scores(made)
 
-    def _predict_boxes(self, output: CoordinateOutput, regions: RegionOutput, batch: Batch) -> list[KeypointPrediction]:
-        found = regions.detections_for(self.labels)
-        boxes = [padded(f.boxes, self.padding) for f in found]
-        values = self.in_boxes(output.features, boxes)
-        if output.mirrored:
-            there = [mirrored_boxes(own, info.size[1]) for own, info in zip(boxes, batch.info)]
-            values = self.joined(values, self.in_boxes(output.mirrored, there))
-        counts = [len(f.boxes) for f in found]
-        points, scores = pixels(values[..., :2], torch.cat(boxes)), self.scores(values)
-        return [
-            prediction(info, f, info.boxes_to_original(f.boxes), own, said, self.keypoint_score)
-            for info, f, own, said in zip(batch.info, found, points.split(counts), scores.split(counts))
-        ]
+    def in_boxes(self, made: Tensor) -> tuple[Tensor, Tensor]:
+        return made[..., :2], self.scores(made)
 
     def scores(self, values: Tensor) -> Tensor:
         """(n, K): 1 less the mean scale of a keypoint's coordinates; 1 where no scale is learnt."""
-        return 1 - values[..., 2:].sigmoid().mean(-1) if self.loss == "rle" else torch.ones_like(values[..., 0])
+        return 1 - values[..., 2:].sigmoid().mean(-1) if self.loss_name == "rle" else torch.ones_like(values[..., 0])
 
 
 def wing_loss(apart: Tensor, width: float, curvature: float) -> Tensor:

@@ -14,7 +14,8 @@ from visionkit.errors import UserError
 from visionkit.layers.keypoint_maps import keypoint_maps
 from visionkit.model import Backbone, MultiTaskModel
 from visionkit.types import Batch, Crop, FeatureSpec, ImageInfo, InstanceTarget, LabelSet, Level, Mean, MixedBatch
-from visionkit_keypoints.heatmap import HeatmapOutput, KeypointHeatmap
+from visionkit_keypoints.crops import CropOutput
+from visionkit_keypoints.heatmap import KeypointHeatmap
 from visionkit_keypoints.persons import in_whole_images
 from visionkit_points.centernet import CenterNet
 
@@ -58,7 +59,7 @@ def test_the_loss_is_half_the_mean_squared_error_of_labelled_keypoints_added_up_
     maps = tuple(torch.rand(2, 3, 16, 12, generator=torch.Generator().manual_seed(i)) for i in range(2))
     batch = batch_of(target_of(POINTS), target_of(POINTS[::-1]))
 
-    loss = value(head.losses(HeatmapOutput(maps), batch)["heatmap"])
+    loss = value(head.losses(CropOutput(maps), batch)["heatmap"])
 
     expected = 0.0
     for row, points in enumerate((POINTS, POINTS[::-1])):
@@ -73,12 +74,12 @@ def test_a_keypoint_that_is_not_labelled_costs_nothing_and_moves_nothing() -> No
     head = KeypointHeatmap(SPEC, LABELS, levels=("stack1",), deconvs=(), last=False)
     maps = torch.rand(1, 3, 16, 12, requires_grad=True)
 
-    value(head.losses(HeatmapOutput((maps,)), batch_of(target_of(POINTS)))["heatmap"]).backward()
+    value(head.losses(CropOutput((maps,)), batch_of(target_of(POINTS)))["heatmap"]).backward()
 
     assert maps.grad is not None
     assert maps.grad[0].abs().amax((1, 2)).gt(0).tolist() == [True, True, False]
     nothing = [[x, y, 0.0] for x, y, _ in POINTS]
-    assert value(head.losses(HeatmapOutput((maps,)), batch_of(target_of(nothing)))["heatmap"]).item() == 0.0
+    assert value(head.losses(CropOutput((maps,)), batch_of(target_of(nothing)))["heatmap"]).item() == 0.0
 
 
 def test_every_stack_gets_a_gradient() -> None:
@@ -115,7 +116,7 @@ def test_perfect_heatmaps_give_the_keypoints_back_in_original_pixels(
     crop = Crop(3, (80.0, 60.0, 200.0, 220.0), "person", score=0.5)
     info = ImageInfo(7, "", (300, 400), SIZE, affine=(0.0, 0.25, -10.0, -0.25, 0.0, 70.0), crop=crop)  # turned
 
-    made = head.predict(HeatmapOutput((maps,)), Batch(torch.zeros(1, 3, *SIZE), (info,)))[0]
+    made = head.predict(CropOutput((maps,)), Batch(torch.zeros(1, 3, *SIZE), (info,)))[0]
 
     there = info.points_to_original(points[0, :, :2])
     assert float((made.keypoints[0, :, :2] - there).abs().max()) <= worst * 4
@@ -129,7 +130,7 @@ def test_nothing_is_found_in_the_padding() -> None:
     maps[:, :, 15, 11], maps[:, :, 3, 2] = 9.0, 0.5
     batch = Batch(torch.zeros(1, 3, *SIZE), (ImageInfo(1, "", (40, 32), (40, 32)),))
 
-    assert head.predict(HeatmapOutput((maps,)), batch)[0].keypoints[0, :, :2].tolist() == [[10.0, 14.0]] * 3
+    assert head.predict(CropOutput((maps,)), batch)[0].keypoints[0, :, :2].tolist() == [[10.0, 14.0]] * 3
 
 
 class Blobs(Backbone):
@@ -167,9 +168,9 @@ def test_a_mirror_test_is_the_mean_of_both_looks() -> None:
     head = KeypointHeatmap(SPEC, LABELS, levels=("stack1",), deconvs=(), last=False, flip_test=True)
     one, other = torch.rand(1, 3, 16, 12), torch.rand(1, 3, 16, 12)
 
-    joined = head.join_mirrored(HeatmapOutput((one,)), HeatmapOutput((other,)), batch_of(target_of(POINTS)))
+    joined = head.join_mirrored(CropOutput((one,)), CropOutput((other,)), batch_of(target_of(POINTS)))
 
-    torch.testing.assert_close(joined.maps[-1], (one + other[:, [0, 2, 1]].flip(-1)) / 2)
+    torch.testing.assert_close(joined.made[-1], (one + other[:, [0, 2, 1]].flip(-1)) / 2)
 
 
 def in_boxes(**options: Any) -> tuple[MultiTaskModel, KeypointHeatmap]:
@@ -230,7 +231,7 @@ def test_levels_of_several_strides_ask_for_boxes() -> None:
 def test_features_that_are_to_be_heatmaps_must_be_as_many_as_keypoints() -> None:
     head = KeypointHeatmap(SPEC, LABELS, levels=("c4",), deconvs=(), last=False)
     with pytest.raises(UserError, match="8 channels for 3 keypoints"):
-        head.losses(HeatmapOutput((torch.zeros(1, 8, 4, 3),)), batch_of(target_of(POINTS)))
+        head.losses(CropOutput((torch.zeros(1, 8, 4, 3),)), batch_of(target_of(POINTS)))
 
 
 def test_labels_without_keypoints_are_refused() -> None:

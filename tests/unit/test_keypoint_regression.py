@@ -13,8 +13,9 @@ from torch.distributions import Laplace
 from visionkit.errors import UserError
 from visionkit.model import Backbone, MultiTaskModel
 from visionkit.types import Batch, Crop, FeatureSpec, ImageInfo, InstanceTarget, LabelSet, Level, Mean, MixedBatch
+from visionkit_keypoints.crops import CropOutput
 from visionkit_keypoints.flow import RealNVP
-from visionkit_keypoints.regression import CoordinateOutput, KeypointRegression, residual_likelihood, wing_loss
+from visionkit_keypoints.regression import KeypointRegression, residual_likelihood, wing_loss
 from visionkit_points.centernet import CenterNet
 
 SPEC = FeatureSpec({"c4": Level(8, 16)})
@@ -36,9 +37,7 @@ def batch_of(points: list[list[float]]) -> Batch[InstanceTarget]:
 
 
 def loss_of(name: Any, values: Tensor, points: list[list[float]] = POINTS) -> Tensor:
-    loss = KeypointRegression(SPEC, LABELS, levels=("c4",), loss=name).losses(
-        CoordinateOutput(values), batch_of(points)
-    )
+    loss = KeypointRegression(SPEC, LABELS, levels=("c4",), loss=name).losses(CropOutput((values,)), batch_of(points))
     assert isinstance(loss["coordinates"], Mean)
     return loss["coordinates"].value()
 
@@ -127,7 +126,7 @@ def test_coordinates_come_back_in_original_pixels() -> None:
                      crop=Crop(0, (30.0, 50.0, 90.0, 150.0), "person", 0.5))  # fmt: skip
     values = torch.tensor([[[0.25, 0.5, -20, -20], [0.5, 0.25, 0, 0], [1.0, 1.0, 20, 20]]])
 
-    made = head.predict(CoordinateOutput(values), Batch(torch.zeros(1, 3, *SIZE), (info,)))[0]
+    made = head.predict(CropOutput((values,)), Batch(torch.zeros(1, 3, *SIZE), (info,)))[0]
 
     assert made.keypoints[0].tolist() == [pytest.approx(row, abs=1e-4) for row in
                                           ([44, 104, 1.0], [68, 72, 0.5], [116, 168, 0.0])]  # fmt: skip
@@ -143,7 +142,7 @@ def test_the_mean_of_the_features_is_not_one_of_the_padding() -> None:
     level[0, :, :, 2:], level[0, :, 3:] = -9.0, 0.0
     info = tuple(ImageInfo(i, "", (48, 20), (48, 20)) for i in range(2))
 
-    values = head({"c4": level}, Batch(torch.zeros(2, 3, 64, 64), info), {}).values
+    values = head({"c4": level}, Batch(torch.zeros(2, 3, 64, 64), info), {}).made[0]
 
     torch.testing.assert_close(values[0], values[1])
 
@@ -151,7 +150,7 @@ def test_the_mean_of_the_features_is_not_one_of_the_padding() -> None:
 def test_a_mirror_test_exchanges_left_and_right() -> None:
     head = KeypointRegression(SPEC, LABELS, levels=("c4",), flip_test=True)
     values, seen = torch.rand(1, 3, 2), torch.rand(1, 3, 2)
-    joined = head.join_mirrored(CoordinateOutput(values), CoordinateOutput(seen), batch_of(POINTS)).values
+    joined = head.join_mirrored(CropOutput((values,)), CropOutput((seen,)), batch_of(POINTS)).made[0]
     assert float(joined[0, 1, 0]) == pytest.approx((float(values[0, 1, 0]) + 1 - float(seen[0, 2, 0])) / 2)
     assert float(joined[0, 1, 1]) == pytest.approx((float(values[0, 1, 1]) + float(seen[0, 2, 1])) / 2)
 
