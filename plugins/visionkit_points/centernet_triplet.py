@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from visionkit import Head
 from visionkit.layers.heatmaps import RadiusFormula
-from visionkit.types import Batch, BoxPrediction, Detections, Features, FeatureSpec, InstanceTarget, LabelSet, Mean
-from visionkit_points.centernet import stack_mean
-from visionkit_points.corners import PointMaps, decode_pairs, decode_points, point_losses, points_of, thin_out
-from visionkit_points.maps import stride_of
-from visionkit_points.output import PointOutput, within
+from visionkit.types import FeatureSpec, LabelSet
+from visionkit_points.cornernet import CornerNet
+from visionkit_points.corners import Pairs, PointMaps, decode_points
 
 
-class CenterNetTriplet(Head):
+class CenterNetTriplet(CornerNet):
     """Corners that look inwards (cascade corner pooling), and centres (centre pooling) that confirm them.
 
     Losses and decoding are those of the paper and the authors' code, in one pass, without the mirrored image that they
@@ -38,12 +35,8 @@ class CenterNetTriplet(Head):
         region_iou: IoU with an object from which a detection is one, for branches that learn from it.
     """
 
-    task = "boxes"
-    makes = BoxPrediction
-    output = PointOutput
-    loss_names = ("heat", "pull", "push", "offset")
-    evaluators = ("coco_bbox",)
-    exportable = True
+    cascade = True
+    spread: ClassVar[Mapping[str, float]] = {"tl": 6.0, "br": 6.0, "ct": 5.0}  # the authors' centres are a little wider
 
     def __init__(
         self,
@@ -64,46 +57,34 @@ class CenterNetTriplet(Head):
         detections: int = 100,
         region_iou: float = 0.5,
     ) -> None:
-        super().__init__(spec, labels)
-        self.levels, self.stride = tuple(levels), stride_of(spec, levels)
-        widths, classes = [spec[level].channels for level in levels], len(labels)
-        self.top_left = nn.ModuleList(PointMaps(width, hidden, classes, "tl", cascade=True) for width in widths)
-        self.bottom_right = nn.ModuleList(PointMaps(width, hidden, classes, "br", cascade=True) for width in widths)
-        self.centre = nn.ModuleList(PointMaps(width, hidden, classes, "ct") for width in widths)
-        self.overlap, self.radius = overlap, radius
-        self.weights = dict(zip(self.loss_names, weights))
-        self.points, self.peak, self.distance, self.pairs, self.large = points, peak, distance, pairs, large
-        self.nms, self.max_detections, self.region_iou = nms, detections, region_iou
+        super().__init__(
+            spec,
+            labels,
+            levels=levels,
+            hidden=hidden,
+            overlap=overlap,
+            radius=radius,
+            weights=weights,
+            corners=points,
+            peak=peak,
+            distance=distance,
+            pairs=pairs,
+            nms=nms,
+            detections=detections,
+            region_iou=region_iou,
+        )
+        widths = [spec[level].channels for level in levels]
+        self.centre = nn.ModuleList(PointMaps(width, hidden, len(labels), "ct") for width in widths)
+        self.large = large
 
-    def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> PointOutput:
-        stacks = []
-        for level, *kinds in zip(self.levels, self.top_left, self.bottom_right, self.centre):
-            stacks.append({name: values for maps in kinds for name, values in maps(features[level]).items()})
-        return PointOutput.of(self, stacks, batch)
+    def branches(self) -> list[nn.ModuleList]:
+        return [*super().branches(), self.centre]
 
-    def losses(self, output: PointOutput, batch: Batch[InstanceTarget]) -> dict[str, Tensor | Mean]:
-        shape = tuple(output.stacks[0]["tl_heat"].shape[1:])
-        sigmas = {"tl": 6.0, "br": 6.0, "ct": 5.0}  # the authors' centres are a little wider
-        aim = points_of(batch.targets, self.stride, shape, self.overlap, self.radius, sigmas)
-        return stack_mean([point_losses(maps, aim) for maps in output.stacks], self.weights)
-
-    @torch.no_grad()
-    def predict(self, output: PointOutput, batch: Batch) -> list[BoxPrediction]:
-        return [
-            BoxPrediction(info.boxes_to_original(found.boxes), found.scores, found.labels)
-            for info, found in zip(batch.info, output.detections())
-        ]
-
-    @torch.no_grad()
-    def detect(self, output: PointOutput) -> list[Detections]:
-        """Pairs of corners of the last stack that a centre confirms, within the image, after soft-NMS."""
-        maps = output.stacks[-1]
-        found = decode_pairs(maps, self.points, peak=self.peak, distance=self.distance, most=self.pairs)
-        centres, scores, labels, _ = decode_points(maps, "ct", self.points, self.peak)
-        boxes = found.boxes * self.stride
-        confirmed = confirm(boxes, found.scores, found.labels, centres * self.stride, scores, labels, self.large)
-        inside = within(boxes, confirmed, found.labels, output.info)
-        return [thin_out(own, self.nms, self.max_detections) for own in inside]
+    def scores(self, maps: Mapping[str, Tensor], found: Pairs) -> Tensor:
+        """Those of :func:`confirm`."""
+        centres, scores, labels, _ = decode_points(maps, "ct", self.corners, self.peak)
+        boxes, centres = found.boxes * self.stride, centres * self.stride
+        return confirm(boxes, found.scores, found.labels, centres, scores, labels, self.large)
 
 
 def confirm(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from visionkit import Head
 from visionkit.layers.heatmaps import RadiusFormula
 from visionkit.types import Batch, BoxPrediction, Detections, Features, FeatureSpec, InstanceTarget, LabelSet, Mean
 from visionkit_points.centernet import stack_mean
-from visionkit_points.corners import PointMaps, decode_pairs, point_losses, points_of, thin_out
+from visionkit_points.corners import CORNERS, Pairs, PointMaps, decode_pairs, point_losses, points_of, thin_out
 from visionkit_points.maps import stride_of
 from visionkit_points.output import PointOutput, within
 
@@ -42,6 +42,10 @@ class CornerNet(Head):
     output = PointOutput
     loss_names = ("heat", "pull", "push", "offset")
     evaluators = ("coco_bbox",)
+    cascade: ClassVar[bool] = False
+    """Whether corners look inwards too."""
+    spread: ClassVar[Mapping[str, float]] = {"tl": 6.0, "br": 6.0}
+    """Kinds of points, and how many standard deviations the diameter of their Gaussians has."""
     exportable = True
 
     def __init__(
@@ -64,24 +68,29 @@ class CornerNet(Head):
     ) -> None:
         super().__init__(spec, labels)
         self.levels, self.stride = tuple(levels), stride_of(spec, levels)
-        widths = [spec[level].channels for level in levels]
-        self.top_left = nn.ModuleList(PointMaps(width, hidden, len(labels), "tl") for width in widths)
-        self.bottom_right = nn.ModuleList(PointMaps(width, hidden, len(labels), "br") for width in widths)
+        widths, classes = [spec[level].channels for level in levels], len(labels)
+        self.top_left, self.bottom_right = (
+            nn.ModuleList(PointMaps(width, hidden, classes, at, cascade=self.cascade) for width in widths)
+            for at in CORNERS
+        )
         self.overlap, self.radius = overlap, radius
         self.weights = dict(zip(self.loss_names, weights))
         self.corners, self.peak, self.distance, self.pairs = corners, peak, distance, pairs
         self.nms, self.max_detections, self.region_iou = nms, detections, region_iou
 
+    def branches(self) -> list[nn.ModuleList]:
+        """The maps of each kind of points, level by level."""
+        return [self.top_left, self.bottom_right]
+
     def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> PointOutput:
-        stacks = [
-            {**first(features[level]), **second(features[level])}
-            for level, first, second in zip(self.levels, self.top_left, self.bottom_right)
-        ]
+        stacks = []
+        for level, *kinds in zip(self.levels, *self.branches()):
+            stacks.append({name: values for maps in kinds for name, values in maps(features[level]).items()})
         return PointOutput.of(self, stacks, batch)
 
     def losses(self, output: PointOutput, batch: Batch[InstanceTarget]) -> dict[str, Tensor | Mean]:
         shape = tuple(output.stacks[0]["tl_heat"].shape[1:])
-        aim = points_of(batch.targets, self.stride, shape, self.overlap, self.radius, {"tl": 6.0, "br": 6.0})
+        aim = points_of(batch.targets, self.stride, shape, self.overlap, self.radius, self.spread)
         return stack_mean([point_losses(maps, aim) for maps in output.stacks], self.weights)
 
     @torch.no_grad()
@@ -94,6 +103,12 @@ class CornerNet(Head):
     @torch.no_grad()
     def detect(self, output: PointOutput) -> list[Detections]:
         """Pairs of corners of the last stack, within the image, after soft-NMS."""
-        found = decode_pairs(output.stacks[-1], self.corners, peak=self.peak, distance=self.distance, most=self.pairs)
-        inside = within(found.boxes * self.stride, found.scores, found.labels, output.info)
-        return [thin_out(boxes, self.nms, self.max_detections) for boxes in inside]
+        maps = output.stacks[-1]
+        found = decode_pairs(maps, self.corners, peak=self.peak, distance=self.distance, most=self.pairs)
+        boxes = found.boxes * self.stride
+        inside = within(boxes, self.scores(maps, found), found.labels, output.info)
+        return [thin_out(own, self.nms, self.max_detections) for own in inside]
+
+    def scores(self, maps: Mapping[str, Tensor], found: Pairs) -> Tensor:
+        """(B, n) of pairs; 0 or less for those that are none."""
+        return found.scores

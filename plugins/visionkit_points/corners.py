@@ -25,7 +25,9 @@ from visionkit.types import Detections, InstanceTarget, Mean
 from visionkit_points.centernet import whole_radii
 from visionkit_points.maps import Maps, cells_of, objects_in, outside_crowds, pad_rows
 
-CORNERS: dict[str, tuple[Side, Side]] = {"tl": ("top", "left"), "br": ("bottom", "right")}
+Kind = Literal["tl", "br", "ct"]
+"""Of points: top left and bottom right corners, and centres."""
+CORNERS: dict[Kind, tuple[Side, Side]] = {"tl": ("top", "left"), "br": ("bottom", "right")}
 
 
 class Pooling(nn.Module):
@@ -40,7 +42,7 @@ class Pooling(nn.Module):
         cascade: a corner looks inwards too, by pooling the other way first (Duan et al., ICCV 2019, section 3.3).
     """
 
-    def __init__(self, channels: int, hidden: int, at: Literal["tl", "br", "ct"], *, cascade: bool = False) -> None:
+    def __init__(self, channels: int, hidden: int, at: Kind, *, cascade: bool = False) -> None:
         super().__init__()
         self.sides = CORNERS.get(at)
         self.down = ConvNormAct(channels, hidden, norm="batch")
@@ -80,9 +82,7 @@ class PointMaps(nn.Module):
     Shape: (B, channels, h, w) -> ``AT_heat``, ``AT_offset`` and, for corners, ``AT_tag``, each (B, C, h, w) float32.
     """
 
-    def __init__(
-        self, channels: int, hidden: int, classes: int, at: Literal["tl", "br", "ct"], *, cascade: bool = False
-    ) -> None:
+    def __init__(self, channels: int, hidden: int, classes: int, at: Kind, *, cascade: bool = False) -> None:
         super().__init__()
         outputs = {"heat": classes, "offset": 2} | ({"tag": 1} if at in CORNERS else {})
         self.at = at
