@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from visionkit.layers.aspp import rates_at
 from visionkit.layers.conv import ConvNormAct
 from visionkit.layers.segmentation_losses import LossName, LossOptions
-from visionkit.layers.semantic import semantic_predictions, stack_labels
+from visionkit.layers.semantic import stack_labels
 from visionkit.layers.upsampling import Alignment
-from visionkit.model import Head
 from visionkit.types import (
     IGNORE,
     Batch,
@@ -22,13 +21,12 @@ from visionkit.types import (
     LabelSet,
     Mean,
     SemanticOutput,
-    SemanticPrediction,
     SemanticTarget,
 )
-from visionkit_semantic.parts import Scores, input_size, level_of
+from visionkit_semantic.parts import Scores, SegmentationHead, input_size, level_of
 
 
-class DeepLabLargeFOV(Head):
+class DeepLabLargeFOV(SegmentationHead):
     """A dilated 3x3 convolution, a 1x1 one and scores (section 4.1).
 
     On the backbone ``vgg16`` in the form ``largefov`` the first two are its ``fc6`` and ``fc7``: read level ``fc7`` and
@@ -46,13 +44,6 @@ class DeepLabLargeFOV(Head):
         loss: the name of a loss, or a mapping with its settings.
         align: how scores lie on the input.
     """
-
-    task = "semantic"
-    makes = SemanticPrediction
-    output = SemanticOutput
-    loss_names = ("segmentation",)
-    evaluators = ("semantic",)
-    exportable = True
 
     def __init__(
         self,
@@ -93,10 +84,6 @@ class DeepLabLargeFOV(Head):
         if self.scores.stride == 1:  # enlarged with corners aligned: every stride-th pixel is a cell again
             logits = logits[..., :: self.scores.coarse, :: self.scores.coarse]
         return {"segmentation": self.scores.loss(logits, labels)}
-
-    def predict(self, output: SemanticOutput, batch: Batch) -> list[SemanticPrediction]:
-        """A label map at the original size, an image."""
-        return semantic_predictions(output.logits, batch, stride=self.scores.stride)
 
 
 def labels_at_cells(labels: Tensor, stride: int, align: Alignment = "cells") -> Tensor:

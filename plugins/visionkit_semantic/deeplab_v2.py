@@ -11,9 +11,7 @@ from torch import Tensor
 
 from visionkit.layers.aspp import SummedASPP, rates_at
 from visionkit.layers.segmentation_losses import LossName, LossOptions
-from visionkit.layers.semantic import semantic_predictions
 from visionkit.layers.upsampling import Alignment, resize
-from visionkit.model import Head
 from visionkit.types import (
     Batch,
     Features,
@@ -21,10 +19,9 @@ from visionkit.types import (
     LabelSet,
     Mean,
     SemanticOutput,
-    SemanticPrediction,
     SemanticTarget,
 )
-from visionkit_semantic.parts import Scores, level_of
+from visionkit_semantic.parts import Scores, SegmentationHead, level_of
 
 
 @dataclass
@@ -38,7 +35,7 @@ class ScaledSemanticOutput(SemanticOutput):
     each: tuple[Tensor, ...] = ()
 
 
-class DeepLabV2(Head):
+class DeepLabV2(SegmentationHead):
     """Four dilated 3x3 convolutions straight to scores, added up (section 3.2, figure 4).
 
     Args:
@@ -53,12 +50,7 @@ class DeepLabV2(Head):
         align: how scores lie on the input.
     """
 
-    task = "semantic"
-    makes = SemanticPrediction
     output = ScaledSemanticOutput
-    loss_names = ("segmentation",)
-    evaluators = ("semantic",)
-    exportable = True
 
     def __init__(
         self,
@@ -97,7 +89,3 @@ class DeepLabV2(Head):
         for scores in output.each:
             total = total + self.scores.losses(SemanticOutput(self.scores(scores, batch)), batch)["segmentation"].total
         return {"segmentation": Mean(total, loss.count)}
-
-    def predict(self, output: ScaledSemanticOutput, batch: Batch) -> list[SemanticPrediction]:
-        """A label map at the original size, an image."""
-        return semantic_predictions(output.logits, batch, stride=self.scores.stride)

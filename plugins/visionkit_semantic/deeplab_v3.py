@@ -11,14 +11,12 @@ from visionkit.layers.aspp import ASPP, rates_at
 from visionkit.layers.conv import ConvNormAct
 from visionkit.layers.norm import NormName
 from visionkit.layers.segmentation_losses import LossName, LossOptions
-from visionkit.layers.semantic import semantic_predictions
 from visionkit.layers.upsampling import Alignment
-from visionkit.model import Head
-from visionkit.types import Batch, Features, FeatureSpec, LabelSet, Mean, SemanticPrediction, SemanticTarget
-from visionkit_semantic.parts import DeepSemanticOutput, ScoreBranch, Scores, initialise, level_of
+from visionkit.types import Batch, Features, FeatureSpec, LabelSet
+from visionkit_semantic.parts import AuxiliaryHead, DeepSemanticOutput, Scores, initialise, level_of
 
 
-class DeepLabV3(Head):
+class DeepLabV3(AuxiliaryHead):
     """Atrous spatial pyramid pooling on one level, and a 1x1 convolution to scores.
 
     Args:
@@ -35,13 +33,6 @@ class DeepLabV3(Head):
         loss: the name of a loss, or a mapping with its settings.
         align: how scores lie on the input.
     """
-
-    task = "semantic"
-    makes = SemanticPrediction
-    output = DeepSemanticOutput
-    loss_names = ("segmentation",)
-    evaluators = ("semantic",)
-    exportable = True
 
     def __init__(
         self,
@@ -65,12 +56,7 @@ class DeepLabV3(Head):
         self.aspp = ASPP(read.channels, channels, rates_at(read.stride, rates), norm, dropout=dropout)
         self.hidden = ConvNormAct(channels, channels, norm=norm) if hidden else None
         self.score = nn.Conv2d(channels, classes, 1)
-        self.auxiliary_level, self.auxiliary_weight = auxiliary, auxiliary_weight
-        self.auxiliary: ScoreBranch | None = None
-        if auxiliary is not None:
-            side = level_of(spec, auxiliary)
-            self.levels, self.auxiliary_stride = (level, auxiliary), side.stride
-            self.auxiliary = ScoreBranch(side.channels, side.channels // 4, classes, norm)
+        self.learn_beside(spec, auxiliary, auxiliary_weight, norm=norm)
         initialise(self)
         self.scores = Scores(classes, read.stride, loss, align)
 
@@ -79,16 +65,4 @@ class DeepLabV3(Head):
         x = self.aspp(features[self.level])
         if self.hidden is not None:
             x = self.hidden(x)
-        side = None if self.auxiliary_level is None else features[self.auxiliary_level]
-        return DeepSemanticOutput(self.scores(self.score(x), batch), side)
-
-    def losses(self, output: DeepSemanticOutput, batch: Batch[SemanticTarget]) -> dict[str, Mean]:
-        """The loss at every labelled pixel, upsampled to the input first."""
-        if self.auxiliary is None:
-            return self.scores.losses(output, batch)
-        side = (self.auxiliary(output.auxiliary), self.auxiliary_stride)
-        return self.scores.losses(output, batch, side, self.auxiliary_weight)
-
-    def predict(self, output: DeepSemanticOutput, batch: Batch) -> list[SemanticPrediction]:
-        """A label map at the original size, an image."""
-        return semantic_predictions(output.logits, batch, stride=self.scores.stride)
+        return DeepSemanticOutput(self.scores(self.score(x), batch), self.beside(features))

@@ -13,24 +13,19 @@ from visionkit.layers.aspp import ASPP, rates_at
 from visionkit.layers.conv import ConvNormAct
 from visionkit.layers.norm import NormName
 from visionkit.layers.segmentation_losses import LossName, LossOptions
-from visionkit.layers.semantic import semantic_predictions
 from visionkit.layers.separable import SeparableConv
 from visionkit.layers.upsampling import Alignment, resize
-from visionkit.model import Head
 from visionkit.types import (
     Batch,
     Features,
     FeatureSpec,
     LabelSet,
-    Mean,
     SemanticOutput,
-    SemanticPrediction,
-    SemanticTarget,
 )
-from visionkit_semantic.parts import Scores, initialise, level_of
+from visionkit_semantic.parts import Scores, SegmentationHead, initialise, level_of
 
 
-class DeepLabV3Plus(Head):
+class DeepLabV3Plus(SegmentationHead):
     """The pyramid of dilations on a coarse level is enlarged to a fine one, put beside a few channels of that, and
     refined (section 3.1, figure 2).
 
@@ -50,13 +45,6 @@ class DeepLabV3Plus(Head):
         loss: the name of a loss, or a mapping with its settings.
         align: how coarse cells lie on fine ones.
     """
-
-    task = "semantic"
-    makes = SemanticPrediction
-    output = SemanticOutput
-    loss_names = ("segmentation",)
-    evaluators = ("semantic",)
-    exportable = True
 
     def __init__(
         self,
@@ -106,11 +94,3 @@ class DeepLabV3Plus(Head):
             x = self.between(x)
         x = resize(x, (int(low.shape[-2]), int(low.shape[-1])), self.scale, self.align)
         return SemanticOutput(self.scores(self.score(self.decoder(torch.cat([x, low], 1))), batch))
-
-    def losses(self, output: SemanticOutput, batch: Batch[SemanticTarget]) -> dict[str, Mean]:
-        """The loss at every labelled pixel, upsampled to the input first."""
-        return self.scores.losses(output, batch)
-
-    def predict(self, output: SemanticOutput, batch: Batch) -> list[SemanticPrediction]:
-        """A label map at the original size, an image."""
-        return semantic_predictions(output.logits, batch, stride=self.scores.stride)

@@ -11,20 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionkit.layers.segmentation_losses import LossName, LossOptions
-from visionkit.layers.semantic import semantic_predictions
 from visionkit.layers.upsampling import Alignment
-from visionkit.model import Head
 from visionkit.types import (
     Batch,
     Features,
     FeatureSpec,
     LabelSet,
-    Mean,
     SemanticOutput,
-    SemanticPrediction,
-    SemanticTarget,
 )
-from visionkit_semantic.parts import Scores, level_of
+from visionkit_semantic.parts import Scores, SegmentationHead, level_of
 
 WIDTHS = {"basic": (1, 1, 1, 1, 1, 1, 1), "large": (2, 2, 4, 8, 16, 32, 32)}
 """Channels behind each 3x3 convolution, in multiples of the classes (table 1)."""
@@ -85,7 +80,7 @@ def identity_(conv: nn.Conv2d, classes: int, noise: float) -> None:
     nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 
 
-class DilatedContext(Head):
+class DilatedContext(SegmentationHead):
     """Scores of the classes on one level, and the context module on them.
 
     Args:
@@ -97,13 +92,6 @@ class DilatedContext(Head):
         loss: the name of a loss, or a mapping with its settings.
         align: how scores lie on the input.
     """
-
-    task = "semantic"
-    makes = SemanticPrediction
-    output = SemanticOutput
-    loss_names = ("segmentation",)
-    evaluators = ("semantic",)
-    exportable = True
 
     def __init__(
         self,
@@ -128,11 +116,3 @@ class DilatedContext(Head):
     def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> SemanticOutput:
         """Logits (B, classes, H / stride, W / stride), rounded up."""
         return SemanticOutput(self.scores(self.context(self.score(features[self.level])), batch))
-
-    def losses(self, output: SemanticOutput, batch: Batch[SemanticTarget]) -> dict[str, Mean]:
-        """The loss at every labelled pixel, upsampled to the input first."""
-        return self.scores.losses(output, batch)
-
-    def predict(self, output: SemanticOutput, batch: Batch) -> list[SemanticPrediction]:
-        """A label map at the original size, an image."""
-        return semantic_predictions(output.logits, batch, stride=self.scores.stride)

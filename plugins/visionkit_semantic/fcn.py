@@ -12,14 +12,12 @@ from torch import Tensor, nn
 from visionkit.errors import UserError
 from visionkit.layers.norm import NormName
 from visionkit.layers.segmentation_losses import LossName, LossOptions
-from visionkit.layers.semantic import semantic_predictions
 from visionkit.layers.upsampling import bilinear_deconv
-from visionkit.model import Head
-from visionkit.types import Batch, Features, FeatureSpec, LabelSet, Mean, SemanticPrediction, SemanticTarget
-from visionkit_semantic.parts import DeepSemanticOutput, ScoreBranch, Scores, input_size, level_of
+from visionkit.types import Batch, Features, FeatureSpec, LabelSet
+from visionkit_semantic.parts import AuxiliaryHead, DeepSemanticOutput, ScoreBranch, Scores, input_size, level_of
 
 
-class FCN(Head):
+class FCN(AuxiliaryHead):
     """A 1x1 convolution scores the classes on each level; coarse scores are enlarged by bilinear kernels, cropped to
     the finer ones and added to them (figure 3).
 
@@ -46,13 +44,6 @@ class FCN(Head):
         UserError: levels that do not get finer by factors of two or more, as many scales as there are not levels,
             or margins without transposed convolutions.
     """
-
-    task = "semantic"
-    makes = SemanticPrediction
-    output = DeepSemanticOutput
-    loss_names = ("segmentation",)
-    evaluators = ("semantic",)
-    exportable = True
 
     def __init__(
         self,
@@ -91,12 +82,7 @@ class FCN(Head):
             for layer in self.score:
                 nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-        self.auxiliary_level, self.auxiliary_weight = auxiliary, auxiliary_weight
-        self.auxiliary: ScoreBranch | None = None
-        if auxiliary is not None:
-            side = level_of(spec, auxiliary)
-            self.levels, self.auxiliary_stride = (*levels, auxiliary), side.stride
-            self.auxiliary = ScoreBranch(side.channels, side.channels // 4, classes, norm, dropout)
+        self.learn_beside(spec, auxiliary, auxiliary_weight, norm=norm, dropout=dropout)
 
         self.enlarge = enlarge
         self.kernels = nn.ModuleList()
@@ -111,7 +97,6 @@ class FCN(Head):
         """Logits (B, classes, H, W), or at the stride of the finest level where there are no transposed
         convolutions."""
         parts = [layer(features[name] * by) for layer, name, by in zip(self.score, self.names, self.factors)]
-        side = None if self.auxiliary_level is None else features[self.auxiliary_level]
         total = parts[0]
         for i, part in enumerate(parts[1:]):
             total, offset = self._larger(i, total), self.offsets[i]
@@ -124,7 +109,7 @@ class FCN(Head):
         if self.enlarge == "transposed":
             offset, (height, width) = -self.offsets[-1], input_size(batch)
             total = self.kernels[-1](total)[..., offset : offset + height, offset : offset + width]
-        return DeepSemanticOutput(total, side)
+        return DeepSemanticOutput(total, self.beside(features))
 
     def _larger(self, i: int, x: Tensor) -> Tensor:
         """Scores of level ``i`` with the cells of the next one, and half a kernel more at each side."""
@@ -134,17 +119,6 @@ class FCN(Head):
         x = F.interpolate(F.pad(x, (1, 1, 1, 1), mode="replicate"), scale_factor=factor, mode="bilinear")
         half = factor // 2
         return x[..., half : x.shape[2] - half, half : x.shape[3] - half]
-
-    def losses(self, output: DeepSemanticOutput, batch: Batch[SemanticTarget]) -> dict[str, Mean]:
-        """The loss at every labelled pixel."""
-        if self.auxiliary is None:
-            return self.scores.losses(output, batch)
-        side = (self.auxiliary(output.auxiliary), self.auxiliary_stride)
-        return self.scores.losses(output, batch, side, self.auxiliary_weight)
-
-    def predict(self, output: DeepSemanticOutput, batch: Batch) -> list[SemanticPrediction]:
-        """A label map at the original size, an image."""
-        return semantic_predictions(output.logits, batch, stride=self.scores.stride)
 
 
 def crop_offsets(strides: Sequence[int], margins: str) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -10,21 +11,19 @@ from visionkit.errors import UserError
 from visionkit.layers.conv import ConvNormAct
 from visionkit.layers.norm import NormName
 from visionkit.layers.segmentation_losses import LossName, LossOptions, SegmentationLoss
-from visionkit.layers.semantic import stack_labels
+from visionkit.layers.semantic import semantic_predictions, stack_labels
 from visionkit.layers.upsampling import Alignment, resize
-from visionkit.types import Batch, FeatureSpec, Level, Mean, SemanticOutput, SemanticTarget
-
-
-@dataclass
-class DeepSemanticOutput(SemanticOutput):
-    """Scores, and the map that an auxiliary branch learns from.
-
-    Attributes:
-        auxiliary: (B, channels, h, w) features, or ``None`` where there is no such branch. They are scored in
-            ``losses`` alone: a prediction does not pay for it.
-    """
-
-    auxiliary: Tensor | None = None
+from visionkit.model import Head
+from visionkit.types import (
+    Batch,
+    Features,
+    FeatureSpec,
+    Level,
+    Mean,
+    SemanticOutput,
+    SemanticPrediction,
+    SemanticTarget,
+)
 
 
 class ScoreBranch(nn.Sequential):
@@ -99,6 +98,82 @@ class Scores(nn.Module):
         if tuple(logits.shape[-2:]) != size:
             logits = resize(logits, size, stride, align)
         return self.loss(logits, stack_labels(batch.targets, size))  # type: ignore[no-any-return]
+
+
+class SegmentationHead(Head):
+    """A head that scores the classes of every pixel, and sets ``scores`` to what brings them there."""
+
+    task = "semantic"
+    makes = SemanticPrediction
+    output: ClassVar[type[SemanticOutput]] = SemanticOutput
+    loss_names = ("segmentation",)
+    evaluators = ("semantic",)
+    exportable = True
+
+    scores: Scores
+
+    def losses(self, output: Any, batch: Batch[SemanticTarget]) -> dict[str, Mean]:
+        """The loss at every labelled pixel, upsampled to the input first."""
+        return self.scores.losses(output, batch)
+
+    def predict(self, output: SemanticOutput, batch: Batch) -> list[SemanticPrediction]:
+        """A label map at the original size, an image."""
+        return semantic_predictions(output.logits, batch, stride=self.scores.stride)
+
+
+@dataclass
+class DeepSemanticOutput(SemanticOutput):
+    """Scores, and the map that an auxiliary branch learns from.
+
+    Attributes:
+        auxiliary: (B, channels, h, w) features, or ``None`` where there is no such branch. They are scored in
+            ``losses`` alone: a prediction does not pay for it.
+    """
+
+    auxiliary: Tensor | None = None
+
+
+class AuxiliaryHead(SegmentationHead):
+    """One that learns from the scores of another level too."""
+
+    output = DeepSemanticOutput
+
+    def learn_beside(
+        self,
+        spec: FeatureSpec,
+        level: str | None,
+        weight: float,
+        *,
+        hidden: int | None = None,
+        norm: NormName | None = "batch",
+        dropout: float = 0.1,
+    ) -> None:
+        """Make the branch that scores ``level``, one more of ``levels``; ``None`` for no branch.
+
+        Args:
+            spec: of the shared features.
+            weight: of its loss.
+            hidden: channels before its scores; ``None`` for a quarter of the level's.
+            norm, dropout: see :class:`ScoreBranch`.
+        """
+        self.auxiliary_level, self.auxiliary_weight = level, weight
+        self.auxiliary: ScoreBranch | None = None
+        if level is not None:
+            read = level_of(spec, level)
+            self.levels, self.auxiliary_stride = (*self.levels, level), read.stride
+            width = read.channels // 4 if hidden is None else hidden
+            self.auxiliary = ScoreBranch(read.channels, width, len(self.labels), norm, dropout)
+
+    def beside(self, features: Features) -> Tensor | None:
+        """What the branch reads."""
+        return None if self.auxiliary_level is None else features[self.auxiliary_level]
+
+    def losses(self, output: DeepSemanticOutput, batch: Batch[SemanticTarget]) -> dict[str, Mean]:
+        """The loss at every labelled pixel, upsampled to the input first, and that of the auxiliary scores."""
+        if self.auxiliary is None:
+            return super().losses(output, batch)
+        side = (self.auxiliary(output.auxiliary), self.auxiliary_stride)
+        return self.scores.losses(output, batch, side, self.auxiliary_weight)
 
 
 def initialise(module: nn.Module) -> None:

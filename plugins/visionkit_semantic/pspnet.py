@@ -9,14 +9,12 @@ from visionkit.errors import UserError
 from visionkit.layers.norm import NormName
 from visionkit.layers.pyramid_pooling import PyramidPooling
 from visionkit.layers.segmentation_losses import LossName, LossOptions
-from visionkit.layers.semantic import semantic_predictions
 from visionkit.layers.upsampling import Alignment
-from visionkit.model import Head
-from visionkit.types import Batch, Features, FeatureSpec, LabelSet, Mean, SemanticPrediction, SemanticTarget
-from visionkit_semantic.parts import DeepSemanticOutput, ScoreBranch, Scores, initialise, level_of
+from visionkit.types import Batch, Features, FeatureSpec, LabelSet
+from visionkit_semantic.parts import AuxiliaryHead, DeepSemanticOutput, ScoreBranch, Scores, initialise, level_of
 
 
-class PSPNet(Head):
+class PSPNet(AuxiliaryHead):
     """Pyramid pooling on one level, a 3x3 convolution and scores; beside it, in training, scores of a level before.
 
     Args:
@@ -36,13 +34,6 @@ class PSPNet(Head):
     Raises:
         UserError: more bins than channels.
     """
-
-    task = "semantic"
-    makes = SemanticPrediction
-    output = DeepSemanticOutput
-    loss_names = ("segmentation",)
-    evaluators = ("semantic",)
-    exportable = True
 
     def __init__(
         self,
@@ -67,28 +58,11 @@ class PSPNet(Head):
         self.level, self.levels = level, (level,)
         self.pool = PyramidPooling(read.channels, bins, norm, align)
         self.branch = ScoreBranch(self.pool.outputs, hidden, classes, norm, dropout)
-        self.auxiliary_level, self.auxiliary_weight = auxiliary, auxiliary_weight
-        self.auxiliary: ScoreBranch | None = None
-        if auxiliary is not None:
-            side = level_of(spec, auxiliary)
-            self.levels, self.auxiliary_stride = (level, auxiliary), side.stride
-            self.auxiliary = ScoreBranch(side.channels, auxiliary_hidden, classes, norm, dropout)
+        self.learn_beside(spec, auxiliary, auxiliary_weight, hidden=auxiliary_hidden, norm=norm, dropout=dropout)
         initialise(self)
         self.scores = Scores(classes, read.stride, loss, align)
 
     def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> DeepSemanticOutput:
         """Logits (B, classes, H / stride, W / stride), rounded up; of the input's size where corners are aligned."""
         scores = self.branch(self.pool(features[self.level]))
-        side = None if self.auxiliary_level is None else features[self.auxiliary_level]
-        return DeepSemanticOutput(self.scores(scores, batch), side)
-
-    def losses(self, output: DeepSemanticOutput, batch: Batch[SemanticTarget]) -> dict[str, Mean]:
-        """The loss at every labelled pixel, upsampled to the input first, and that of the auxiliary scores."""
-        if self.auxiliary is None:
-            return self.scores.losses(output, batch)
-        side = (self.auxiliary(output.auxiliary), self.auxiliary_stride)
-        return self.scores.losses(output, batch, side, self.auxiliary_weight)
-
-    def predict(self, output: DeepSemanticOutput, batch: Batch) -> list[SemanticPrediction]:
-        """A label map at the original size, an image."""
-        return semantic_predictions(output.logits, batch, stride=self.scores.stride)
+        return DeepSemanticOutput(self.scores(scores, batch), self.beside(features))

@@ -15,9 +15,8 @@ from visionkit.layers.border_weights import border_weights
 from visionkit.layers.conv import ConvNormAct
 from visionkit.layers.norm import NormName
 from visionkit.layers.segmentation_losses import LossName, LossOptions
-from visionkit.layers.semantic import semantic_predictions, stack_labels
+from visionkit.layers.semantic import stack_labels
 from visionkit.layers.upsampling import Upsampling, make_upsampling, resize
-from visionkit.model import Head
 from visionkit.types import (
     IGNORE,
     Batch,
@@ -26,13 +25,12 @@ from visionkit.types import (
     LabelSet,
     Mean,
     SemanticOutput,
-    SemanticPrediction,
     SemanticTarget,
 )
-from visionkit_semantic.parts import Scores, initialise, input_size, level_of
+from visionkit_semantic.parts import Scores, SegmentationHead, initialise, input_size, level_of
 
 
-class UNet(Head):
+class UNet(SegmentationHead):
     """From the coarsest level on: enlarge by 2, concatenate the next finer level, two 3x3 convolutions; at last scores.
 
     Args:
@@ -57,13 +55,6 @@ class UNet(Head):
         UserError: levels that are not each twice as fine, as many widths as there are not levels, a last step beyond
             the size of the image, or a border with another loss than cross-entropy.
     """
-
-    task = "semantic"
-    makes = SemanticPrediction
-    output = SemanticOutput
-    loss_names = ("segmentation",)
-    evaluators = ("semantic",)
-    exportable = True
 
     def __init__(
         self,
@@ -144,10 +135,6 @@ class UNet(Head):
         error = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
         plain = losses["segmentation"]
         return {"segmentation": Mean(plain.total + (more * error).sum(), plain.count)}
-
-    def predict(self, output: SemanticOutput, batch: Batch) -> list[SemanticPrediction]:
-        """A label map at the original size, an image."""
-        return semantic_predictions(output.logits, batch, stride=self.scores.stride)
 
 
 def middle(x: Tensor, like: Tensor) -> Tensor:

@@ -9,22 +9,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from visionkit.layers.segmentation_losses import LossName, LossOptions
-from visionkit.layers.semantic import semantic_predictions
-from visionkit.model import Head
 from visionkit.types import (
     Batch,
     Features,
     FeatureSpec,
     LabelSet,
-    Mean,
     SemanticOutput,
-    SemanticPrediction,
-    SemanticTarget,
 )
-from visionkit_semantic.parts import Scores, level_of
+from visionkit_semantic.parts import Scores, SegmentationHead, level_of
 
 
-class XceptionUNet(Head):
+class XceptionUNet(SegmentationHead):
     """Blocks of two transposed 3x3 convolutions and nearest-neighbour enlarging, each with a shortcut; then a 3x3
     convolution to scores. It reads one level, and nothing of the finer ones.
 
@@ -37,13 +32,6 @@ class XceptionUNet(Head):
         channels: of the blocks, each of which doubles the size.
         loss: the name of a loss, or a mapping with its settings.
     """
-
-    task = "semantic"
-    makes = SemanticPrediction
-    output = SemanticOutput
-    loss_names = ("segmentation",)
-    evaluators = ("semantic",)
-    exportable = True
 
     def __init__(
         self,
@@ -77,11 +65,3 @@ class XceptionUNet(Head):
             x = F.interpolate(block(x) + shortcut(x), scale_factor=2.0)
         height, width = (-(-int(side) // self.scores.stride) for side in batch.images.shape[2:])
         return SemanticOutput(self.score(x)[..., :height, :width])
-
-    def losses(self, output: SemanticOutput, batch: Batch[SemanticTarget]) -> dict[str, Mean]:
-        """The loss at every labelled pixel, upsampled to the input first."""
-        return self.scores.losses(output, batch)
-
-    def predict(self, output: SemanticOutput, batch: Batch) -> list[SemanticPrediction]:
-        """A label map at the original size, an image."""
-        return semantic_predictions(output.logits, batch, stride=self.scores.stride)
