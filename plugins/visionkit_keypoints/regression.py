@@ -146,12 +146,15 @@ def wing_loss(apart: Tensor, width: float, curvature: float) -> Tensor:
 
 def residual_likelihood(error: Tensor, scale: Tensor, flow: RealNVP) -> Tensor:
     """Negative log-likelihood of each coordinate: a Laplace density, times the density that a flow learns, of the error
-    in scales (Li et al., ICCV 2021, equation 11; the flow's share counts once for x and once for y, as in their code).
+    in scales (Li et al., ICCV 2021, equation 11).
+
+    The flow's density is one of both coordinates, each of which pays for half of it. In the authors' code each pays for
+    all of it: scales then grow for as long as one trains, and say nothing of how far off a keypoint is.
 
     Args:
         error, scale: (n, K, 2) in shares of the box.
         flow: density of (error / scale).
     """
     scaled = error / (scale + 1e-9)
-    residual = scale.log() - flow.log_density(scaled)[..., None]
+    residual = scale.log() - flow.log_density(scaled)[..., None] / 2
     return residual + (2 * scale).log() + scaled.abs()

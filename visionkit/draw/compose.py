@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from visionkit.draw import canvas as paint
-from visionkit.draw.instances import SIDES, join, paint_objects, sides_of, tag_objects, to_drawn
+from visionkit.draw.instances import SIDES, join, paint_objects, shown, sides_of, tag_objects, to_drawn
 from visionkit.draw.palette import class_colors, palette
 from visionkit.draw.panoptic import Map, fill_segments, name_segments, to_map
 from visionkit.draw.semantic import enlarge_labels, fill_regions, name_regions
@@ -34,7 +34,7 @@ def draw_prediction(
     predictions: Mapping[str, Prediction | Target | None],
     labels: Mapping[str, LabelSet],
     *,
-    min_score: float = 0.5,
+    min_score: float | None = None,
     min_keypoint_score: float | None = None,
     scale: int | None = None,
 ) -> np.ndarray:
@@ -48,7 +48,7 @@ def draw_prediction(
         image: (H, W, 3) uint8 RGB; not changed.
         predictions: by head name, or targets by head name; ``None`` is left out.
         labels: the label set of each of these heads.
-        min_score: objects below this are not drawn.
+        min_score: objects below this are not drawn; ``None``: below 0.5, with keypoints below 0.3.
         min_keypoint_score: keypoints below this are not drawn; ``None`` draws them all.
         scale: how many times larger the picture is than ``image``; ``None`` enlarges small images until names can be
             read.
@@ -118,7 +118,7 @@ def comparison(
     predictions: Mapping[str, Prediction],
     labels: Mapping[str, LabelSet],
     *,
-    min_score: float = 0.5,
+    min_score: float | None = None,
     min_keypoint_score: float | None = None,
 ) -> np.ndarray:
     """Input, truth and prediction side by side, with a legend of the classes that are seen.
@@ -167,7 +167,7 @@ def comparison(
 
 
 def _seen(
-    items: Mapping[str, Prediction | Target | None], labels: Mapping[str, LabelSet], min_score: float = 0.0
+    items: Mapping[str, Prediction | Target | None], labels: Mapping[str, LabelSet], min_score: float | None = None
 ) -> set[str]:
     """Names of the classes that a picture of these shows."""
     names: set[str] = set()
@@ -175,7 +175,7 @@ def _seen(
         if isinstance(item, SemanticPrediction | SemanticTarget):
             values = np.unique(item.labels.cpu().numpy())
         elif isinstance(item, BoxPrediction):
-            values = item.labels[item.scores >= min_score].unique().tolist()
+            values = item.labels[shown(item, min_score)].unique().tolist()
         elif isinstance(item, InstanceTarget | PanopticPrediction | PanopticTarget):
             values = item.labels.unique().tolist()
         else:
@@ -184,7 +184,7 @@ def _seen(
     return names - {"background"}
 
 
-def _has_points(item: Prediction | Target | None, min_score: float) -> bool:
+def _has_points(item: Prediction | Target | None, min_score: float | None) -> bool:
     if isinstance(item, InstanceTarget):
         return item.keypoints is not None and bool((item.keypoints[..., 2] > 0).any())
-    return isinstance(item, KeypointPrediction) and bool((item.scores >= min_score).any())
+    return isinstance(item, KeypointPrediction) and bool(shown(item, min_score).any())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
+from torch import Tensor
 
 from visionkit.draw import canvas as paint
 from visionkit.draw.palette import Color, class_colors, palette, shade
@@ -64,7 +65,7 @@ def draw_instances(
     instances: BoxPrediction | InstanceTarget,
     labels: LabelSet,
     *,
-    min_score: float = 0.5,
+    min_score: float | None = None,
     min_keypoint_score: float | None = None,
     scale: int = 1,
 ) -> np.ndarray:
@@ -76,7 +77,7 @@ def draw_instances(
         image: (H, W, 3) uint8 RGB; not changed.
         instances: in pixels of ``image``.
         labels: names of the classes, and the skeleton.
-        min_score: predictions below this are not drawn.
+        min_score: predictions below this are not drawn, see :func:`shown`.
         min_keypoint_score: keypoints below this are not drawn; ``None`` draws them all.
         scale: how many times larger the picture is than ``image``.
 
@@ -92,12 +93,20 @@ def draw_instances(
     return canvas
 
 
+def shown(prediction: BoxPrediction, min_score: float | None) -> Tensor:
+    """Which of the objects (n,) are drawn: those that score ``min_score``; with ``None`` 0.5, and 0.3 where there are
+    keypoints, whose score is often a product: of that of the box and the mean of theirs."""
+    if min_score is None:
+        min_score = 0.3 if isinstance(prediction, KeypointPrediction) else 0.5
+    return prediction.scores >= min_score
+
+
 def to_drawn(
     instances: BoxPrediction | InstanceTarget,
     labels: LabelSet,
     colors: Mapping[str, Color],
     *,
-    min_score: float = 0.5,
+    min_score: float | None = None,
     min_keypoint_score: float | None = None,
 ) -> list[Drawn]:
     """The objects of a prediction (best first) or target (largest first) that are to be drawn."""
@@ -109,7 +118,8 @@ def to_drawn(
         order = instances.areas.argsort(descending=True, stable=True).tolist()
     else:
         scores = instances.scores.double().tolist()
-        order = [i for i in instances.scores.argsort(descending=True, stable=True).tolist() if scores[i] >= min_score]
+        seen = shown(instances, min_score).tolist()
+        order = [i for i in instances.scores.argsort(descending=True, stable=True).tolist() if seen[i]]
     spread = float(np.clip(240 / len(labels), 45, 100))
     return [
         Drawn(

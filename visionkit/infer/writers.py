@@ -34,7 +34,7 @@ class PredictionWriter:
         out: the folder; made if it is not there. What it holds is replaced file by file.
         labels: the label set of every head.
         pictures: whether overlays are drawn.
-        min_score: predictions below this are written, but not drawn.
+        min_score: predictions below this are written, but not drawn; ``None``: below 0.5, with keypoints below 0.3.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class PredictionWriter:
         labels: Mapping[str, LabelSet],
         *,
         pictures: bool = True,
-        min_score: float = 0.5,
+        min_score: float | None = None,
     ) -> None:
         self.out = Path(out)
         self.labels = labels
