@@ -68,6 +68,23 @@ def plugins(installed: Path, monkeypatch: pytest.MonkeyPatch) -> PluginManager:
     return PluginManager()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_file_is_found_and_its_pipeline_fits(kind: str, tmp_path: Path, run: Run) -> None:
+    folder, name = tmp_path / "new", f"lone_{kind}"
+    status, out, _ = run("new-plugin", name, "--kind", kind, "--file", "--out", str(folder))
+    assert status == 0
+    assert f"visionkit check {folder / name}.py" in out
+    assert {path.name for path in folder.iterdir()} == {f"{name}.py", f"{name}.yaml"}
+    plugins = PluginManager(files=[folder / f"{name}.py"])
+    assert not plugins.problems
+    check_arguments(load_pipeline(str(folder / f"{name}.yaml")), plugins)
+    assert plugins.load(kind, name).__name__.startswith("Lone")
+    pytest.importorskip("ruff")
+    rules = ["-m", "ruff", "check", "--isolated", "--select", "I,F,E", "--line-length", "120"]
+    linted = subprocess.run([sys.executable, *rules, str(folder)], capture_output=True, text=True)
+    assert linted.returncode == 0, linted.stdout
+
+
 def test_every_kind_has_an_example() -> None:
     assert set(EXAMPLES) == set(KINDS)
 

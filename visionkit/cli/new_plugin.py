@@ -39,17 +39,23 @@ EXAMPLES: dict[str, str] = {
 def command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Of the package and of what it offers: a_name.")],
     kind: Annotated[Kind, typer.Option(help="What it offers.")] = "head",
+    file: Annotated[bool, typer.Option("--file", help="One file and a pipeline instead of a package.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="The package's own folder, which is not there yet; ./NAME if not given."),
+        typer.Option(metavar="DIR", help="Its own folder, which is not there yet; ./NAME if not given."),
     ] = None,
 ) -> None:
     """Write a small plugin package, with tests and a pipeline, to build your own on."""
     check_name(name, kind, plugin_manager(()))
     folder = name if out is None else str(out)
-    write_package(Path(folder), package(name, kind))
-    typer.echo(f"{folder}: a package with {'an' if kind == 'evaluator' else 'a'} {kind}, '{name}': {EXAMPLES[kind]}")
-    typer.echo(f"next: pip install -e {folder} && pytest {folder}, then see {Path(folder, 'README.md')}")
+    write_package(Path(folder), single_file(name, kind) if file else package(name, kind))
+    form, article = "a file" if file else "a package", "an" if kind == "evaluator" else "a"
+    typer.echo(f"{folder}: {form} with {article} {kind}, '{name}': {EXAMPLES[kind]}")
+    if file:
+        code, pipeline = Path(folder, f"{name}.py"), Path(folder, f"{name}.yaml")
+        typer.echo(f"next: visionkit check {code}, then visionkit train {pipeline} --plugin {code}")
+    else:
+        typer.echo(f"next: pip install -e {folder} && pytest {folder}, then see {Path(folder, 'README.md')}")
 
 
 def check_name(name: str, kind: str, plugins: PluginManager) -> None:
@@ -72,15 +78,7 @@ def check_name(name: str, kind: str, plugins: PluginManager) -> None:
 
 def package(name: str, kind: str) -> dict[str, str]:
     """The text of every file of the package, by its path."""
-    camel = "".join(part.capitalize() for part in name.split("_"))
-    words = {
-        "name": name,
-        "kind": kind,
-        "article": "an" if kind == "evaluator" else "a",
-        "summary": EXAMPLES[kind],
-        "Summary": EXAMPLES[kind][0].upper() + EXAMPLES[kind][1:],
-        "Class": camel.removesuffix(kind.capitalize()) or camel,
-    }
+    words = _words(name, kind)
     return {
         ".gitignore": _fill("plugin/gitignore", words),
         "README.md": _fill("plugin/README.md", words),
@@ -89,6 +87,31 @@ def package(name: str, kind: str) -> dict[str, str]:
         f"src/{name}/{kind}.py": _fill(f"{kind}/code.py", words),
         f"tests/test_{name}.py": _fill(f"{kind}/test.py", words),
         f"pipelines/{name}.yaml": _fill(f"{kind}/pipeline.yaml", words),
+    }
+
+
+def single_file(name: str, kind: str) -> dict[str, str]:
+    """The same in one file with its hook, for ``--plugin``, and a pipeline beside it."""
+    words = _words(name, kind)
+    code, hook = _fill(f"{kind}/code.py", words), _fill(f"{kind}/hook.py", words)
+    imports = re.search(r"^from visionkit import (.*)$", code, re.MULTILINE)
+    assert imports is not None
+    names = sorted({*imports[1].split(", "), "Component", "hookimpl"})
+    code = code.replace(imports[0], f"from visionkit import {', '.join(names)}")
+    offered = hook[hook.index("@hookimpl") :].replace(f"{name}.{kind}:", ":")
+    pipeline = _fill(f"{kind}/pipeline.yaml", words).replace("of this package", f"of {name}.py")
+    return {f"{name}.py": f"{code}\n\n{offered}", f"{name}.yaml": pipeline}
+
+
+def _words(name: str, kind: str) -> dict[str, str]:
+    camel = "".join(part.capitalize() for part in name.split("_"))
+    return {
+        "name": name,
+        "kind": kind,
+        "article": "an" if kind == "evaluator" else "a",
+        "summary": EXAMPLES[kind],
+        "Summary": EXAMPLES[kind][0].upper() + EXAMPLES[kind][1:],
+        "Class": camel.removesuffix(kind.capitalize()) or camel,
     }
 
 
