@@ -148,13 +148,14 @@ def residual_likelihood(error: Tensor, scale: Tensor, flow: RealNVP) -> Tensor:
     """Negative log-likelihood of each coordinate: a Laplace density, times the density that a flow learns, of the error
     in scales (Li et al., ICCV 2021, equation 11).
 
-    The flow's density is one of both coordinates, each of which pays for half of it. In the authors' code each pays for
-    all of it: scales then grow for as long as one trains, and say nothing of how far off a keypoint is.
+    The flow's density is one of both coordinates; as in the authors' code, each of them pays for all of it. Scales then
+    tell keypoints apart, but grow with training and are no distances. With half of it each, they are; but on few images
+    the errors are half as large again: what is hard is then given up for a large scale.
 
     Args:
         error, scale: (n, K, 2) in shares of the box.
         flow: density of (error / scale).
     """
     scaled = error / (scale + 1e-9)
-    residual = scale.log() - flow.log_density(scaled)[..., None] / 2
+    residual = scale.log() - flow.log_density(scaled)[..., None]
     return residual + (2 * scale).log() + scaled.abs()

@@ -109,7 +109,7 @@ def test_residual_likelihood_is_a_laplace_density_times_the_flow() -> None:
     found = residual_likelihood(error, scale, flow)
 
     laplace = -Laplace(torch.zeros_like(scale), scale).log_prob(error)
-    expected = laplace + scale.log() - flow.log_density(error / scale)[..., None] / 2
+    expected = laplace + scale.log() - flow.log_density(error / scale)[..., None]
     torch.testing.assert_close(found, expected)
 
 

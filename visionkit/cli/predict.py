@@ -33,7 +33,7 @@ def command(
     score: Annotated[
         float | None,
         typer.Option(
-            help="Draw what scores at least this: 0.5, with keypoints 0.3. Files hold everything.", show_default=False
+            help="Draw what scores at least this: 0.5, with keypoints 0.2. Files hold everything.", show_default=False
         ),
     ] = None,
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Draw an overlay of each image.")] = True,
