@@ -29,6 +29,61 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tensor, Tensor]:
     return (sample.image.float() + 4 * noise).clamp(0, 255), target.labels.long()
 
 
+DATA = Path(__file__).parents[1] / "data" / "densecrf"
+BOTH = {"appearance_weight": 10.0, "appearance_xy": 80.0, "appearance_rgb": 13.0,
+        "smoothness_weight": 3.0, "smoothness_xy": 3.0}  # fmt: skip
+PLACE = {"appearance_weight": 0.0, "smoothness_weight": 3.0, "smoothness_xy": 3.0}
+
+
+def published(options: dict[str, Any], *, exact: bool | None = None) -> Tensor:
+    """What the CRF makes of the reference's probabilities, at every second row and column."""
+    with np.load(DATA / "io.npz") as arrays:
+        image, probabilities = arrays["image"], torch.from_numpy(arrays["softmax"])
+        if options.pop("matrix", False):
+            options["compatibility"] = arrays["compat_matrix"].tolist()
+    return DenseCRF(**options)(probabilities, torch.from_numpy(image).permute(2, 0, 1), exact=exact)[:, ::2, ::2]
+
+
+@pytest.mark.parametrize(
+    ("array", "options"),
+    [
+        ("q_unary_only_it1", {"iterations": 1, "appearance_weight": 0.0, "smoothness_weight": 0.0}),
+        ("exact_gauss_it5", {"iterations": 5, **PLACE}),
+        ("exact_both_it5", {"iterations": 5, **BOTH}),
+    ],
+)
+def test_marginals_are_those_of_an_exact_mean_field(array: str, options: dict[str, Any]) -> None:
+    with np.load(DATA / "io.npz") as arrays:
+        want = torch.from_numpy(arrays[array])
+    torch.testing.assert_close(published(dict(options), exact=True), want, rtol=0, atol=2e-4)
+    by_grid = published(dict(options), exact=False)
+    assert (by_grid - want).abs().mean() < 1e-4
+    assert torch.equal(by_grid.argmax(0), want.argmax(0))
+
+
+@pytest.mark.parametrize(
+    ("array", "options"),
+    [
+        ("q_both_it1", {"iterations": 1, **BOTH}),
+        ("q_both_it5", {"iterations": 5, **BOTH}),
+        ("q_both_it10", {"iterations": 10, **BOTH}),
+        ("q_gauss_it5", {"iterations": 5, **PLACE}),
+        ("q_bilateral_it5", {"iterations": 5, "appearance_weight": 5.0, "appearance_xy": 20.0, "appearance_rgb": 8.0,
+                             "smoothness_weight": 0.0}),
+        ("q_deeplab_it10", {}),
+        ("q_matrix_it5", {"iterations": 5, "appearance_weight": 1.0, "appearance_xy": 40.0, "appearance_rgb": 13.0,
+                          "smoothness_weight": 1.0, "smoothness_xy": 3.0, "matrix": True}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("exact", [True, False])
+def test_labels_are_those_of_the_authors_code(array: str, options: dict[str, Any], exact: bool) -> None:
+    with np.load(DATA / "io.npz") as arrays:
+        want = torch.from_numpy(arrays[array])
+    found = published(dict(options), exact=exact)
+    assert (found.argmax(0) == want.argmax(0)).float().mean() > 0.995
+    assert (found - want).abs().mean() < 2e-3  # the lattice is off by as much where two labels are level
+
+
 def guess(classes: int, height: int, width: int, seed: int = 0) -> Tensor:
     return torch.softmax(3 * torch.rand(classes, height, width, generator=torch.Generator().manual_seed(seed)), 0)
 
