@@ -1,40 +1,14 @@
-"""Shipped pipelines of semantic segmentation: the sizes of their papers, and that they learn."""
+"""Shipped pipelines of semantic segmentation: that they learn."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-import torch
 
 from visionkit.config import load_pipeline
-from visionkit.model.build import build_model, placeholder_labels
 from visionkit.plugins import PluginManager
 from visionkit.train.validate import validate
-
-PARAMETERS = {
-    "fcn32s_vgg16_voc": 134_346_581,
-    "fcn16s_vgg16_voc": 134_357_354,
-    "fcn8s_vgg16_voc": 134_362_751,
-    "deeplab_largefov_vgg16_voc": 20_505_429,
-    "dilatednet_vgg16_voc": 134_346_581 + 28_392,
-    "deeplab_v2_r101_voc": 44_048_532,
-    "deeplab_v3_r101_voc": 58_040_661,
-    "deeplab_v3plus_r101_voc": 59_344_309,
-    "pspnet_r50_voc": 49_081_578,
-    "unet_original": 31_030_658,
-    "xception_unet_pets": 2_055_203,
-}
-
-
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_parameters(name: str) -> None:
-    changes = ["backbone.frozen_bn=false"] if name == "deeplab_v2_r101_voc" else []  # frozen ones are none
-    pipeline, plugins = load_pipeline(name, changes), PluginManager()
-    with torch.device("meta"):
-        model = build_model(pipeline, plugins, placeholder_labels(pipeline, plugins))
-    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == PARAMETERS[name]
-
 
 NARROW = {
     "unet_original": ["backbone.width=4", "train.batch_size=2"],
