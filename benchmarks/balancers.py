@@ -13,17 +13,11 @@ from statistics import median
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 
-from visionkit.config import parse_pipeline
-from visionkit.data.loader import train_loader
-from visionkit.data.wiring import build_feeds, build_sources, resolve_labels
-from visionkit.model.build import build_model
+from benchmarks._ready import ready
 from visionkit.model.profile import _Allocations
-from visionkit.model.run import RunFolder
 from visionkit.plugins import PluginManager
 from visionkit.train.balance import Balancer
-from visionkit.train.loop import Run
 from visionkit.train.progress import Averages
 from visionkit.train.step import Training
 from visionkit.types import MixedBatch
@@ -53,7 +47,12 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     size, channels, rounds = (64, 32, 2) if quick else (256, 128, 9)
     plugins = PluginManager()
     with tempfile.TemporaryDirectory() as folder:
-        training, batch = prepare(Path(folder), plugins, size, channels)
+        training, batch = ready(
+            PIPELINE.format(root=f"{folder}/data", size=size, channels=channels),
+            "balancers.yaml",
+            Path(folder),
+            plugins,
+        )
         heads = {name: tuple(training.run.model.head(name).loss_names) for name in training.run.model.order}
         names = [one.component.name for one in plugins.components("balancer") if one.distribution == "visionkit"]
         balancers: dict[str, Balancer] = {name: plugins.load("balancer", name)(heads) for name in names}
@@ -68,20 +67,6 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
         for name, made in balancers.items()
         if name != "fixed"
     ]
-
-
-def prepare(folder: Path, plugins: PluginManager, size: int, channels: int) -> tuple[Training, MixedBatch]:
-    """A run that is ready for its first step, and a batch that is labelled for all heads."""
-    torch.manual_seed(0)
-    text = PIPELINE.format(root=folder / "data", size=size, channels=channels)
-    pipeline = parse_pipeline(text, "balancers.yaml")
-    sources = build_sources(pipeline, plugins, "train")
-    labels = resolve_labels(pipeline, plugins, sources)
-    model = build_model(pipeline, plugins, labels)
-    feeds = build_feeds(pipeline, plugins, sources, labels, training=True)
-    (batch,) = train_loader(feeds, batch_size=pipeline.train.batch_size, seed=0, steps=1)
-    fabric = Fabric(accelerator="auto", devices=1)
-    return Training(Run(RunFolder(folder / "run"), pipeline, model, labels), plugins, fabric), batch
 
 
 def step_seconds(training: Training, balancer: Balancer, batch: MixedBatch) -> float:

@@ -17,16 +17,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from visionkit.config import parse_pipeline
-from visionkit.data.loader import train_loader
-from visionkit.data.wiring import build_feeds, build_sources, resolve_labels
-from visionkit.model.build import build_model
-from visionkit.model.run import RunFolder
+from benchmarks._ready import ready
 from visionkit.plugins import PluginManager
-from visionkit.train.loop import Run
 from visionkit.train.progress import Averages
 from visionkit.train.step import Training
 from visionkit.types import MixedBatch, PictureTarget
@@ -59,26 +53,13 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     rows = []
     for name, peer in (("pix2pix", Pix2PixByHand), ("cyclegan", CycleGANByHand)):
         with tempfile.TemporaryDirectory() as folder:
-            training, batch = prepare(name, Path(folder), sizes)
+            text = PIPELINE.format(head=HEADS[name].format(**sizes), root=f"{folder}/data", size=sizes["size"])
+            training, batch = ready(text, f"{name}.yaml", Path(folder), PluginManager())
             start = copy.deepcopy(training.run.model.head("picture"))
             by_hand = peer(copy.deepcopy(start))
             rows.append(compared(name, training, by_hand.step, batch, rounds))
         assert_equal(name, start, training.run.model.head("picture"), by_hand.head)
     return rows
-
-
-def prepare(name: str, folder: Path, sizes: dict[str, int]) -> tuple[Training, MixedBatch]:
-    """A run that is ready for its first step, and a batch."""
-    torch.manual_seed(0)
-    text = PIPELINE.format(head=HEADS[name].format(**sizes), root=folder / "data", size=sizes["size"])
-    pipeline, plugins = parse_pipeline(text, f"{name}.yaml"), PluginManager()
-    sources = build_sources(pipeline, plugins, "train")
-    labels = resolve_labels(pipeline, plugins, sources)
-    model = build_model(pipeline, plugins, labels)
-    feeds = build_feeds(pipeline, plugins, sources, labels, training=True)
-    (batch,) = train_loader(feeds, batch_size=pipeline.train.batch_size, seed=0, steps=1)
-    fabric = Fabric(accelerator="auto", devices=1)
-    return Training(Run(RunFolder(folder / "run"), pipeline, model, labels), plugins, fabric), batch
 
 
 def compared(

@@ -1,4 +1,4 @@
-"""The shipped pipelines of the R-CNN family are the published models."""
+"""Weights of detectron2 fit the shipped pipelines of the R-CNN family."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torchvision.models import detection
 from torchvision.ops import FrozenBatchNorm2d
 
+from tests.lively import spread
 from visionkit.cli.import_weights import command
 from visionkit.config import parse_pipeline
 from visionkit.data.base import Sample
@@ -33,19 +34,6 @@ MASK = "torchvision/maskrcnn_resnet50_fpn"
 KEYPOINT = "torchvision/keypointrcnn_resnet50_fpn"
 BOXES_V2 = "torchvision/fasterrcnn_resnet50_fpn_v2"
 MASK_V2 = "torchvision/maskrcnn_resnet50_fpn_v2"
-
-
-@torch.no_grad()
-def spread(layer: nn.Module, std: float, run: Callable[[], object]) -> None:
-    """Rescale a random layer so that its outputs vary as a trained one's do: detections are then many and different."""
-    seen: list[Tensor] = []
-    hook = layer.register_forward_hook(lambda module, args, out: seen.append(out.transpose(0, 1).flatten(1)))
-    run()
-    hook.remove()
-    out = torch.cat(seen, 1)
-    factor = std / out.std(1).clamp(min=1e-6)
-    layer.weight.mul_(factor.view(-1, *[1] * (layer.weight.ndim - 1)))
-    layer.bias.copy_((layer.bias - out.mean(1)) * factor)
 
 
 def random_reference(name: str, images: list[Tensor]) -> nn.Module:

@@ -16,6 +16,7 @@ from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, Keypoi
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 
+from tests.lively import spread
 from tests.unit.rcnn_objects import BIG, CLASSES, HIDDEN, LABELS, PERSON, SPEC, WIDTH, instances
 from visionkit.model import Backbone, MultiTaskModel
 from visionkit.model.importing import rename
@@ -79,19 +80,6 @@ def reference(kind: type, *, second: bool = False, **options: Any) -> FasterRCNN
         box_predictor=FastRCNNPredictor(HIDDEN, classes),
         **options,
     ).eval()
-
-
-@torch.no_grad()
-def spread(layer: nn.Module, std: float, run: Any) -> None:
-    """Rescale a random layer so that its outputs vary as a trained one's do: detections are then many and different."""
-    seen: list[Tensor] = []
-    hook = layer.register_forward_hook(lambda module, args, out: seen.append(out.transpose(0, 1).flatten(1)))
-    run()
-    hook.remove()
-    out = torch.cat(seen, 1)
-    factor = std / out.std(1).clamp(min=1e-6)
-    layer.weight.mul_(factor.view(-1, *[1] * (layer.weight.ndim - 1)))
-    layer.bias.copy_((layer.bias - out.mean(1)) * factor)
 
 
 def make_lively(model: FasterRCNN, images: Sequence[Tensor]) -> None:

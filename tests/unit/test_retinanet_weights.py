@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torchvision.models import detection
 from torchvision.ops import box_iou
 
 from tests.formula_weights import formula_image, formula_weights
+from tests.lively import spread
 from visionkit.cli.import_weights import command
 from visionkit.config import load_pipeline, parse_pipeline
 from visionkit.data.base import Sample
@@ -40,20 +40,6 @@ NAMES = ["retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2"]
 FIXTURE = Path(__file__).parent.parent / "data" / "retinanet"
 
 
-@torch.no_grad()
-def spread(layer: nn.Conv2d, mean: float, std: float, run: Callable[[], object]) -> None:
-    """Rescale a random layer so that its outputs vary as a trained one's do."""
-    seen: list[Tensor] = []
-    hook = layer.register_forward_hook(lambda module, args, out: seen.append(out.transpose(0, 1).flatten(1)))
-    run()
-    hook.remove()
-    out = torch.cat(seen, 1)
-    factor = std / out.std(1).clamp(min=1e-6)
-    layer.weight.mul_(factor.view(-1, 1, 1, 1))
-    assert layer.bias is not None
-    layer.bias.copy_((layer.bias - out.mean(1)) * factor + mean)
-
-
 def random_reference(name: str, images: list[Tensor]) -> Any:
     torch.manual_seed(0)
     model = getattr(detection, name)(weights=None, weights_backbone=None, min_size=96, max_size=160).eval()
@@ -65,8 +51,8 @@ def random_reference(name: str, images: list[Tensor]) -> Any:
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.1)
     head = model.head
-    spread(head.classification_head.cls_logits, -3.0, 1.0, lambda: model(images))
-    spread(head.regression_head.bbox_reg, 0.0, 0.3, lambda: model(images))
+    spread(head.classification_head.cls_logits, 1.0, lambda: model(images), mean=-3.0)
+    spread(head.regression_head.bbox_reg, 0.3, lambda: model(images))
     return model
 
 
