@@ -81,6 +81,9 @@ def train(
     training = Training(run, plugins, fabric)
     feeds = build_feeds(pipeline, plugins, sources, labels, training=True)
     progress = Progress(pipeline.train.steps, quiet=fabric.global_rank > 0)
+    images = ", ".join(f"{len(source):,} of {name}" for name, source in sources.items())
+    count = sum(parameter.numel() for parameter in model.parameters())
+    progress.say(f"{out}: {count:,} parameters; heads {', '.join(model.order)}; images: {images}")
     for name, source in sources.items():
         for problem in source.problems():
             progress.say(f"{name}: {problem}")
