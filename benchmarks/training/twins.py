@@ -1,6 +1,6 @@
 """The small twins of the shipped systems, trained on shapes for the same time, beside one another.
 
-    python -m benchmarks.training.twins [--group instances|points] [--minutes 5] [--out FOLDER] [NAME ...]
+    python -m benchmarks.training.twins [--group instances|points|semantic] [--minutes 5] [--out FOLDER] [NAME ...]
 
 Each is timed for a few steps first, and then trained for as many as fit into the minutes; a run that is in the folder
 is not trained again. Prints a table, and writes ``sheet.jpg``: the first held-out images as each system sees them.
@@ -171,10 +171,10 @@ class System:
 
     @property
     def drawn(self) -> list[str]:
-        """Heads that are shown: the panoptic one, which says it all, else those that find objects."""
+        """Heads that are shown: the panoptic one, which says it all, else those that find objects, else all."""
         made = {head: self.predictor.model.head(head).makes for head in self.predictor.model.order}
         panoptic = [head for head, kind in made.items() if issubclass(kind, PanopticPrediction)]
-        return panoptic or [head for head, kind in made.items() if issubclass(kind, BoxPrediction)]
+        return panoptic or [head for head, kind in made.items() if issubclass(kind, BoxPrediction)] or list(made)
 
     def look(self, scenes: Sequence[Scene]) -> list[dict[str, Prediction]]:
         """What it says of each image."""
@@ -228,7 +228,7 @@ def pictures(systems: Mapping[str, System], scenes: Sequence[Scene], out: Path) 
     for system in systems.values():
         heads, labels = system.drawn, system.predictor.labels
         columns.append([
-            draw_prediction(scene.image, {h: said[h] for h in heads}, labels, min_score=0.0 if system.crops else 0.5)
+            draw_prediction(scene.image, {h: said[h] for h in heads}, labels, min_score=0.0 if system.crops else None)
             for scene, said in zip(scenes, system.look(scenes))
         ])  # fmt: skip
     tiles = [tile for row in zip(*columns) for tile in row]
