@@ -61,7 +61,7 @@ def test_imported_hourglasses_say_what_the_authors_say() -> None:
         ready = batch.normalised(model.mean, model.std, channels_last=False)
         made = model.eval().run_heads(model.branches(model.features(ready.images)), ready, {"keypoints": [0]})
     with np.load(DATA / "io.npz") as arrays:
-        near(torch.stack(made["keypoints"].maps)[:, 0, ::4, ::2, ::2], torch.from_numpy(arrays["out"]).float())
+        near(torch.stack(made["keypoints"].made)[:, 0, ::4, ::2, ::2], torch.from_numpy(arrays["out"]).float())
 
 
 @pytest.mark.parametrize(("importer", "count"), [(Hourglass2, 6_570_400), (Hourglass8, 25_434_112)])

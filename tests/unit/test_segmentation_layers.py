@@ -138,7 +138,9 @@ def test_a_kernel_that_its_stride_does_not_divide_leaves_one() -> None:
 
 def test_alignments() -> None:
     x = torch.randn(1, 2, 5, 6)
-    corners = resize(x, (33, 41), align="corners")
+    corners = resize(x, (33, 41), align="ends")
+    torch.testing.assert_close(corners, F.interpolate(x, size=(33, 41), mode="bilinear", align_corners=True))
+    torch.testing.assert_close(corners, resize(x, (33, 41), 8.0, "corners"))
     torch.testing.assert_close(corners[..., ::8, ::8], x)
     larger, smaller = (resize(x, size, 8.0, "corners") for size in ((40, 48), (31, 37)))
     torch.testing.assert_close(larger[..., :33, :41], corners)
@@ -146,6 +148,8 @@ def test_alignments() -> None:
     torch.testing.assert_close(smaller, corners[..., :31, :37])
     torch.testing.assert_close(resize(x, (40, 48), 8.0), resize(x, (40, 48), align="stretch"))
     torch.testing.assert_close(resize(x, (39, 47), 8.0), resize(x, (40, 48), 8.0)[..., :39, :47])
+    with pytest.raises(ValueError, match="corners can only be aligned where the scale is known"):
+        resize(x, (33, 41), align="corners")
 
 
 def test_mistakes() -> None:
