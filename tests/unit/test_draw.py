@@ -202,16 +202,6 @@ def test_on_a_small_object_the_limbs_stay_in_sight() -> None:
     assert (patch == gray()[0, 0]).all(1).mean() > 0.3  # the ground is not covered
 
 
-def test_keypoints_are_drawn_from_a_lower_score_on() -> None:
-    def drawn(score: float) -> bool:
-        points = torch.tensor([[[100.0, 100.0, 1.0], [60.0, 60.0, 1.0]]])
-        box, label = torch.tensor([[40.0, 40, 150, 110]]), torch.zeros(1).long()
-        found = KeypointPrediction(box, torch.tensor([score]), label, points)
-        return bool(changed(gray(), draw_instances(gray(), found, LABELS)).any())
-
-    assert [drawn(score) for score in (0.19, 0.21)] == [False, True]
-
-
 def test_keypoints_below_their_score_are_not_drawn() -> None:
     points = torch.tensor([[[100.0, 200.0, 0.9], [300.0, 200.0, 0.1]]])
     found = KeypointPrediction(torch.tensor([[40.0, 40, 360, 360]]), torch.ones(1), torch.zeros(1).long(), points)

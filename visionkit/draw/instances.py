@@ -94,10 +94,8 @@ def draw_instances(
 
 
 def shown(prediction: BoxPrediction, min_score: float | None) -> Tensor:
-    """Which of the objects (n,) are drawn: those that score ``min_score``; with ``None`` 0.5, and 0.2 where there are
-    keypoints, whose score is often a product: of that of the box and the mean of theirs."""
-    if min_score is None:
-        min_score = 0.2 if isinstance(prediction, KeypointPrediction) else 0.5
+    """Which of the objects (n,) are drawn: those that score ``min_score``; 0.5 for ``None``."""
+    min_score = 0.5 if min_score is None else min_score
     return prediction.scores >= min_score
 
 
