@@ -109,6 +109,16 @@ def test_predictions_below_the_score_are_not_drawn() -> None:
     assert changed(gray(), draw_instances(gray(), mask_prediction(0.4), LABELS, min_score=0.3)).any()
 
 
+def test_a_kind_of_prediction_says_from_which_score_it_is_drawn() -> None:
+    class Unsure(MaskPrediction):
+        drawn_from = 0.2
+
+    found = mask_prediction(0.4)
+    unsure = Unsure(found.boxes, found.scores, found.labels, found.rles)
+    assert changed(gray(), draw_instances(gray(), unsure, LABELS)).any()
+    assert not changed(gray(), draw_instances(gray(), unsure, LABELS, min_score=0.5)).any()
+
+
 @pytest.mark.parametrize(
     "nothing",
     [

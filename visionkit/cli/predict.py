@@ -30,7 +30,9 @@ def command(
     device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
     precision: Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = "32-true",
     batch_size: Annotated[int, typer.Option(min=1, help="Images that go through the model together.")] = 1,
-    score: Annotated[float, typer.Option(help="Draw what scores at least this; files hold everything.")] = 0.5,
+    score: Annotated[
+        float | None, typer.Option(help="Draw what scores at least this (0.5 for most); files hold everything.")
+    ] = None,
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Draw an overlay of each image.")] = True,
     annotations: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Take image ids from this COCO file, by file name.")

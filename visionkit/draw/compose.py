@@ -48,7 +48,7 @@ def draw_prediction(
         image: (H, W, 3) uint8 RGB; not changed.
         predictions: by head name, or targets by head name; ``None`` is left out.
         labels: the label set of each of these heads.
-        min_score: objects below this are not drawn; ``None``: below 0.5.
+        min_score: objects below this are not drawn; ``None``: below what their kind is drawn from.
         min_keypoint_score: keypoints below this are not drawn; ``None`` draws them all.
         scale: how many times larger the picture is than ``image``; ``None`` enlarges small images until names can be
             read.

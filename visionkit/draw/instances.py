@@ -94,9 +94,8 @@ def draw_instances(
 
 
 def shown(prediction: BoxPrediction, min_score: float | None) -> Tensor:
-    """Which of the objects (n,) are drawn: those that score ``min_score``; 0.5 for ``None``."""
-    min_score = 0.5 if min_score is None else min_score
-    return prediction.scores >= min_score
+    """Which of the objects (n,) are drawn: those that score ``min_score``; ``None``: what its kind is drawn from."""
+    return prediction.scores >= (prediction.drawn_from if min_score is None else min_score)
 
 
 def to_drawn(

@@ -34,7 +34,7 @@ class PredictionWriter:
         out: the folder; made if it is not there. What it holds is replaced file by file.
         labels: the label set of every head.
         pictures: whether overlays are drawn.
-        min_score: predictions below this are written, but not drawn; ``None``: below 0.5.
+        min_score: predictions below this are written, but not drawn; ``None``: below what their kind is drawn from.
     """
 
     def __init__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -47,8 +47,10 @@ class BoxPrediction(Prediction):
         boxes: (N, 4) float32, left, top, right, bottom in pixels of the original image.
         scores: (N,) float32 in 0 ... 1.
         labels: (N,) int64 labels of the head.
+        drawn_from: the score from which pictures show an object, unless they are told another.
     """
 
+    drawn_from: ClassVar[float] = 0.5
     boxes: Tensor
     scores: Tensor
     labels: Tensor
