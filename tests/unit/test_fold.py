@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from visionkit.config.load import load_pipeline
 from visionkit.infer import Predictor
+from visionkit.layers.fast_conv import use_fast_convs
 from visionkit.layers.norm import FrozenBatchNorm2d, freeze_batch_norms
-from visionkit.layers.winograd import use_winograd
 from visionkit.model import Backbone, Head, MultiTaskModel
 from visionkit.model.build import build_model, placeholder_labels
 from visionkit.model.fold import fold_batch_norms, join_frozen_norms
@@ -285,7 +285,7 @@ def test_a_frozen_network_joins_all_its_norms_and_can_still_be_folded():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.1, 0.1)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
-    use_winograd(freeze_batch_norms(body))
+    use_fast_convs(freeze_batch_norms(body))
     count, body = joined(body, 64)
     assert count == norms_in(body) == 21
     other = model_of(copy.deepcopy(body))

@@ -22,7 +22,7 @@ from visionkit.data.loader import collate
 from visionkit.data.transforms import apply_transforms
 from visionkit.data.wiring import build_transforms
 from visionkit.errors import DataError, UserError
-from visionkit.layers.winograd import keep_kernels
+from visionkit.layers.fast_conv import keep_kernels
 from visionkit.model.fold import fold_batch_norms
 from visionkit.model.graph import MultiTaskModel
 from visionkit.model.refine import check_refinable, predict_refined
@@ -74,7 +74,7 @@ class Predictor:
         precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
         channels_last: the memory format of weights and images; faster on most machines, and different in the last bits.
         fold: put batch norms into the convolutions before them (:func:`~visionkit.model.fold.fold_batch_norms`) and
-            transform the kernels of those once and for all (:mod:`visionkit.layers.winograd`), which is faster,
+            transform the kernels of those once and for all (:mod:`visionkit.layers.fast_conv`), which is faster,
             different in the last bits, and leaves a model that can no longer be trained.
         size_divisor: images are padded to a multiple of it.
         refine: by head, how its class probabilities are found where one look is not enough.

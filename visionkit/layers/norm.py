@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionkit.layers.winograd import WinogradConv2d
+from visionkit.layers.fast_conv import FastConv2d
 
 NormName = Literal["batch", "group"]
 
@@ -97,7 +97,7 @@ def freeze_batch_norms(module: nn.Module) -> nn.Module:
     return module
 
 
-class JoinedConv2d(WinogradConv2d):
+class JoinedConv2d(FastConv2d):
     """A convolution that does the work of the frozen batch norm behind it while gradients are computed.
 
     It scales its weight, which is small, so that features are neither scaled nor kept once more for the backward pass.

@@ -112,10 +112,13 @@ def _pixel_weights(labels: Tensor, weight: Tensor | None) -> Tensor:
 
 def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None, smoothing: float = 0.0) -> Mean:
     """Softmax cross-entropy over the labelled pixels of (B, classes, H, W); a weighted mean where there are weights."""
+    weights = _pixel_weights(labels, weight).sum()
+    if logits.stride(1) == 1:  # channels_last: pixel by pixel as they lie, else they would be copied both ways
+        logits, labels = logits.permute(0, 2, 3, 1).flatten(0, 2), labels.flatten()
     total = F.cross_entropy(
         logits, labels, weight=weight, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing
     )
-    return Mean(total, _pixel_weights(labels, weight).sum())
+    return Mean(total, weights)
 
 
 def focal(logits: Tensor, labels: Tensor, weight: Tensor | None = None, gamma: float = 2.0) -> Mean:

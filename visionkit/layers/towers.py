@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from visionkit.layers.conv import ConvNormAct
+from visionkit.layers.fast_conv import FastConv2d
 from visionkit.layers.norm import NormName
-from visionkit.layers.winograd import WinogradConv2d
 
 
 class Tower(nn.Module):
@@ -42,7 +42,7 @@ class Tower(nn.Module):
         return tuple(self.conv(x) for x in levels)
 
 
-class AnchorValues(WinogradConv2d):
+class AnchorValues(FastConv2d):
     """The last layer of a tower: so many numbers for each anchor of each cell, by one 3 x 3 convolution.
 
     Args:

@@ -15,90 +15,55 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-_NARROWEST = 96  # channels; with fewer, the sums cost more than the products that they save
-_FEWEST, _FEWEST_KEPT = 200, 64  # cells of all maps; with fewer, the kernel's transform costs more, or the calls do
 _CHUNK = 1 << 18  # tiles times channels that are worked on at once, so that they stay in the cache
 
 
-class WinogradConv2d(nn.Conv2d):
-    """``nn.Conv2d``, the fast way where there is one: 3 x 3, stride 1, on a CPU, in float32 and channels_last.
+def winograd(
+    x: Tensor, weight: Tensor, bias: Tensor | None, kernel: Tensor | None = None, *, narrow: bool = False
+) -> Tensor:
+    """``F.conv2d(x, weight, bias, padding=1)``, with gradients.
 
-    Equal up to rounding, to about 1e-6 of the values' size. Whoever watches operators (a tracer, a counter) sees a
-    convolution.
-
-    Attributes:
-        kernel: the transformed weight, if it was worked out once and for all by :func:`keep_kernels`.
+    Args:
+        x: (B, C, h, w) float32, channels_last.
+        weight: (K, C, 3, 3).
+        bias: (K,).
+        kernel: the transformed weight, where it is at hand.
+        narrow: with few channels the usual way is faster, but for the gradient of the weight: that alone is made here.
     """
-
-    kernel: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.convolve(x, self.weight, self.bias, self.kernel)
-
-    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, kernel: Tensor | None = None) -> Tensor:
-        """What the convolution would make of ``x`` with this weight and bias."""
-        if not (suits(self) and _pays(x, _FEWEST if kernel is None else _FEWEST_KEPT)):
-            return self._conv_forward(x, weight, bias)
-        y: Tensor = _Winograd.apply(x, weight, bias, kernel)
-        return y
-
-
-def suits(conv: nn.Conv2d) -> bool:
-    """Whether a convolution is 3 x 3, keeps the size of its map, and is wide enough to gain."""
-    form = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
-    wide = min(conv.in_channels, conv.out_channels) >= _NARROWEST
-    return wide and form == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
-
-
-def use_winograd(model: nn.Module) -> None:
-    """Every plain convolution in ``model`` that can gain becomes a :class:`WinogradConv2d`; in place."""
-    for module in model.modules():
-        if type(module) is nn.Conv2d and suits(module):
-            module.__class__ = WinogradConv2d
-
-
-@torch.no_grad()
-def keep_kernels(model: nn.Module) -> None:
-    """Transform all weights now; for a model whose weights do not change any more, and that stays on the CPU."""
-    for module in model.modules():
-        if isinstance(module, WinogradConv2d) and suits(module):
-            module.kernel = transformed_kernel(module.weight)
-
-
-def _pays(x: Tensor, fewest: int) -> bool:
-    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
-        return False
-    if x.ndim != 4 or x.shape[0] * x.shape[2] * x.shape[3] < fewest:
-        return False
-    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
-        return False
-    return x.stride(1) == 1 and x.is_contiguous(memory_format=torch.channels_last)
+    y: Tensor = _Winograd.apply(x, weight, bias, kernel, narrow)
+    return y
 
 
 class _Winograd(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, kernel: Tensor | None) -> Tensor:
-        kernel = transformed_kernel(weight) if kernel is None else kernel
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, kernel: Tensor | None, narrow: bool
+    ) -> Tensor:
+        if kernel is None and not narrow:
+            kernel = transformed_kernel(weight)
         ctx.save_for_backward(x, weight, kernel)
         ctx.has_bias = bias is not None
-        return convolve(x, kernel, bias)
+        return F.conv2d(x, weight, bias, padding=1) if kernel is None else convolve(x, kernel, bias)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         x, weight, kernel = ctx.saved_tensors
-        to_x, to_weight, to_bias, _ = ctx.needs_input_grad
+        to_x, to_weight, to_bias = ctx.needs_input_grad[:3]
+        bias, form = [len(weight)] if ctx.has_bias else None, ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+        usual: Any = torch.ops.aten.convolution_backward
         if torch.is_grad_enabled():  # someone wants gradients of gradients
-            wanted, bias = (to_x, to_weight, to_bias), [len(weight)] if ctx.has_bias else None
-            form: Any = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
-            return (*torch.ops.aten.convolution_backward(grad, x, weight, bias, *form, wanted), None)
+            return (*usual(grad, x, weight, bias, *form, (to_x, to_weight, to_bias)), None, None)
         grad = grad.contiguous(memory_format=torch.channels_last)
-        of_x = convolve(grad, turned(kernel), None) if to_x else None
+        if kernel is None:
+            of_x, _, of_bias = usual(grad, x, weight, bias, *form, (to_x, False, to_bias))
+        else:
+            of_x = convolve(grad, turned(kernel), None) if to_x else None
+            of_bias = grad.sum((0, 2, 3)) if to_bias else None
         of_weight = kernel_gradient(x, grad).to(memory_format=torch.channels_last) if to_weight else None
-        return of_x, of_weight, grad.sum((0, 2, 3)) if to_bias else None, None
+        return of_x, of_weight, of_bias, None, None
 
 
 def transformed_kernel(weight: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from visionkit.config import HeadConfig, Pipeline, build_component
 from visionkit.errors import PluginError, UserError
-from visionkit.layers.winograd import use_winograd
+from visionkit.layers.fast_conv import use_fast_convs
 from visionkit.model.base import Backbone, Head, Neck
 from visionkit.model.fold import join_frozen_norms
 from visionkit.model.graph import MultiTaskModel
@@ -52,7 +52,7 @@ def build_model(pipeline: Pipeline, plugins: PluginManager, labels: Mapping[str,
         model = MultiTaskModel(backbone, neck, heads, {name: c.reads for name, c in pipeline.heads.items()})
     except UserError as error:
         raise pipeline.fail(("heads",), str(error)) from None
-    use_winograd(model)
+    use_fast_convs(model)
     if backbone is not None:
         join_frozen_norms(backbone)
     return model

@@ -12,8 +12,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from visionkit.layers.fast_conv import FastConv2d
 from visionkit.layers.norm import FrozenBatchNorm2d, JoinedConv2d, join
-from visionkit.layers.winograd import WinogradConv2d
 from visionkit.model.base import Backbone
 from visionkit.model.graph import MultiTaskModel
 from visionkit.types import ImageInfo, MixedBatch
@@ -105,7 +105,7 @@ def _after(norm: nn.Module) -> nn.Module | None:
 
 def _is_foldable(module: nn.Module) -> bool:
     """Exactly these classes: one that makes its weight anew at every call would not notice."""
-    plain = type(module) in (nn.Conv2d, WinogradConv2d, JoinedConv2d)
+    plain = type(module) in (nn.Conv2d, FastConv2d, JoinedConv2d)
     return (plain or (type(module) is nn.ConvTranspose2d and module.groups == 1)) and not _is_hooked(module)
 
 
