@@ -25,11 +25,13 @@ def case(seed: int = 0) -> tuple[Tensor, Tensor]:
     return torch.randn(2, 3, 6, 7), labels
 
 
+@pytest.mark.parametrize("lying", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("options", [{}, {"class_weights": WEIGHTS}, {"smoothing": 0.1}])
-def test_cross_entropy_is_that_of_torch(options: dict[str, Any]) -> None:
+def test_cross_entropy_is_that_of_torch(options: dict[str, Any], lying: torch.memory_format) -> None:
     logits, labels = case()
     weight = torch.tensor(options["class_weights"]) if "class_weights" in options else None
     want = F.cross_entropy(logits, labels, weight, ignore_index=255, label_smoothing=options.get("smoothing", 0.0))
+    logits = logits.contiguous(memory_format=lying)
     got = SegmentationLoss(3, {"name": "cross_entropy", **options})(logits, labels).value()
     torch.testing.assert_close(got, want)
 

@@ -6,13 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from visionkit.layers.dilated import depthwise, depthwise_of_shifts, joined, split
+from visionkit.layers.dilated import depthwise, joined, split
 from visionkit.layers.winograd import transformed_kernel, winograd
 
 _NARROWEST = 96  # channels; with fewer, the sums cost more than the products that they save
 _NARROWEST_LEARNT = 32  # for the gradient of the weight, which takes the usual way three times as long in this format
 _FEWEST, _FEWEST_KEPT = 200, 64  # cells of all maps; with fewer, the kernel's transform costs more, or the calls do
-_NEAR = 4  # a dilation up to which the usual way is the fastest for channels by themselves, but for gradients
 
 
 class FastConv2d(nn.Conv2d):
@@ -36,11 +35,8 @@ class FastConv2d(nn.Conv2d):
         if suits(self) and _is_plain(x):
             step = self.dilation[0]
             if self.groups > 1:
-                if torch.is_grad_enabled():
-                    return depthwise(x, weight, bias, step)
-                if step > _NEAR:
-                    return depthwise_of_shifts(x, weight, bias, step)
-            elif _pays(x, step, _FEWEST if kernel is None else _FEWEST_KEPT):
+                return depthwise(x, weight, bias, step)
+            if _pays(x, step, _FEWEST if kernel is None else _FEWEST_KEPT):
                 narrow = not _is_wide(self)
                 if not narrow or (weight.requires_grad and torch.is_grad_enabled()):
                     y = winograd(split(x, step), weight, bias, kernel, narrow=narrow)
