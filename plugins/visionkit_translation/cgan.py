@@ -44,13 +44,25 @@ class Maxout(nn.Module):
 
 
 class Generator(nn.Module):
-    """Noise and class -> values in 0 ... 1; the widths are those of the paper."""
+    """Noise and class -> values in 0 ... 1; the widths are those of the paper, which does not say how it starts.
 
-    def __init__(self, noise: int, classes: int, values: int, dropout: float) -> None:
+    As layers start elsewhere, noise is hardly heard beside the class, and stays so: all pictures of a class get alike.
+    It starts louder here.
+
+    Args:
+        noise, classes, values: of the noise, of a class as 0 and 1, and of a picture.
+        dropout: probability, in training.
+        loudness: deviation of what the first layer makes of noise, in the beginning.
+    """
+
+    def __init__(self, noise: int, classes: int, values: int, dropout: float, loudness: float) -> None:
         super().__init__()
         self.noise, self.label = nn.Linear(noise, 200), nn.Linear(classes, 1000)
         self.joint, self.last = nn.Linear(1200, 1200), nn.Linear(1200, values)
         self.dropout = nn.Dropout(dropout)
+        with torch.no_grad():  # the variance of a value in 0 ... 1 is 1 / 12, its mean 1 / 2
+            nn.init.normal_(self.noise.weight, std=loudness * (12 / noise) ** 0.5)
+            self.noise.bias.copy_(-self.noise.weight.sum(1) / 2)
 
     def forward(self, noise: Tensor, label: Tensor) -> Tensor:
         x = self.dropout(torch.cat((F.relu(self.noise(noise)), F.relu(self.label(label))), 1))
@@ -82,6 +94,7 @@ class ConditionalGAN(Head):
         gray: one channel instead of three.
         noise: values that a picture is made from, uniform in 0 ... 1.
         dropout: probability, in training.
+        loudness: how much noise counts in the beginning, see :class:`Generator`.
         mean, std: what images were normalised with; in a pipeline without a backbone 0.5.
     """
 
@@ -100,6 +113,7 @@ class ConditionalGAN(Head):
         gray: bool = True,
         noise: int = 100,
         dropout: float = 0.5,
+        loudness: float = 2.0,
         mean: Color = (0.5, 0.5, 0.5),
         std: Color = (0.5, 0.5, 0.5),
     ) -> None:
@@ -107,7 +121,7 @@ class ConditionalGAN(Head):
         self.size, self.noise, self.mean, self.std = size, noise, mean, std
         self.channels: Literal[1, 3] = 1 if gray else 3
         values = self.channels * size[0] * size[1]
-        self.generator = Generator(noise, len(labels), values, dropout)
+        self.generator = Generator(noise, len(labels), values, dropout, loudness)
         self.discriminator = Judge(len(labels), values, dropout)
 
     def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> NoiseOutput:

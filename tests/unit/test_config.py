@@ -244,4 +244,4 @@ def test_configs_import_no_torch() -> None:
     import subprocess
 
     code = "import visionkit.config, sys; assert not {'torch', 'cv2', 'numpy'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

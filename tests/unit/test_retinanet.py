@@ -1,93 +1,44 @@
-"""RetinaNet: the rules that it promises to keep, and a further tower that another head puts on its pyramid."""
+"""RetinaNet: the rules that it promises to keep."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import box_iou, nms
 
-from visionkit import Head
+from tests.unit.retinanet_objects import (
+    LABELS,
+    NOTHING,
+    OBJECTS,
+    ONE,
+    SIZE,
+    SPEC,
+    WIDTH,
+    batch_of,
+    model_of,
+    objects,
+    output_of,
+    small,
+)
 from visionkit.layers.anchors import PyramidAnchors
 from visionkit.layers.boxes import IGNORED, OBJECTLESS, decode, match
 from visionkit.layers.focal import focal_background, prior_bias
 from visionkit.layers.towers import AnchorValues, Tower
-from visionkit.model import Backbone, MultiTaskModel
+from visionkit.model import MultiTaskModel
 from visionkit.types import (
     FeatureSpec,
     ImageInfo,
     InstanceTarget,
-    KeypointPrediction,
-    LabelSet,
     Level,
     Mean,
     MixedBatch,
-    Output,
-    PyramidOutput,
 )
 from visionkit_dense_detection.retinanet import RetinaNet, best
-from visionkit_rcnn.roi_mask import RoIMask
-
-WIDTH = 8
-SPEC = FeatureSpec({f"p{k}": Level(WIDTH, 2**k) for k in range(3, 8)})
-LABELS = LabelSet(tuple("abcd"), keypoints=("corner", "centre"))
-SIZE = (96, 128)
-
-
-class Levels(Backbone):
-    """Features that learn, whatever the image."""
-
-    spec = SPEC
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, WIDTH, 1)
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        x = self.stem(images)
-        return {name: F.avg_pool2d(x, level.stride, ceil_mode=True) for name, level in SPEC.items()}
-
-
-def small(**options: Any) -> RetinaNet:
-    return RetinaNet(SPEC, LABELS, **{"channels": WIDTH, "convs": 1, **options})
-
-
-def model_of(**options: Any) -> MultiTaskModel:
-    torch.manual_seed(0)
-    return MultiTaskModel(Levels(), None, {"boxes": small(**options)})
-
-
-def objects(boxes: Sequence[Sequence[float]], labels: Sequence[int], crowd: Sequence[bool] = ()) -> InstanceTarget:
-    """Objects with a filled mask, and keypoints at the left top corner and in the centre."""
-    b = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-    masks = torch.zeros(len(b), *SIZE, dtype=torch.uint8)
-    for mask, (left, top, right, bottom) in zip(masks, b.int().tolist()):
-        mask[top:bottom, left:right] = 1
-    points = torch.stack((b[:, :2], (b[:, :2] + b[:, 2:]) / 2), 1)
-    keypoints = torch.cat((points, torch.full((len(b), 2, 1), 2.0)), 2)
-    crowds = torch.tensor(crowd or [False] * len(b), dtype=torch.bool)
-    return InstanceTarget(b, torch.tensor(labels).long(), crowds, b[:, 2], torch.arange(len(b)), masks, keypoints)
-
-
-def batch_of(*targets: InstanceTarget, heads: Sequence[str] = ("boxes",)) -> MixedBatch:
-    info = tuple(ImageInfo(i, "", SIZE, SIZE) for i in range(len(targets)))
-    images = torch.rand(len(targets), 3, *SIZE, generator=torch.Generator().manual_seed(3))
-    return MixedBatch(images, info, {head: list(targets) for head in heads})
-
-
-OBJECTS = objects([[4, 8, 60, 70], [50, 20, 122, 90], [70, 10, 90, 30]], [1, 3, 0])
-ONE = objects([[30, 30, 90, 80]], [2])
-NOTHING = InstanceTarget.empty(SIZE, 2, masks=True)
-
-
-def output_of(model: MultiTaskModel, batch: MixedBatch) -> Any:
-    rows = {name: list(range(len(batch))) for name in model.order}
-    return model.run_heads(model.branches(model.features(batch.images)), batch, rows)["boxes"]
 
 
 def test_every_anchor_starts_from_the_prior() -> None:
@@ -395,106 +346,6 @@ def test_no_class_and_no_image_suppresses_another() -> None:
     for found, anchors in head.detect(output):
         assert found.labels.tolist() == [0, 1]
         assert anchors.tolist() == [100, 100]
-
-
-# -- other heads on its anchors and boxes
-
-
-@dataclass
-class PointOutput(Output):
-    pyramid: PyramidOutput
-    offsets: Tensor  # (B, anchors, keypoints, 2) from the anchor's centre, in its sides
-
-
-class PointTower(Head):
-    """A further tower on the same pyramid: where the keypoints of an object lie, seen from each anchor."""
-
-    task, makes, output = "keypoints", KeypointPrediction, PointOutput
-    needs, labels_from = {"pyramid": PyramidOutput}, "pyramid"
-    loss_names = ("point",)
-
-    def __init__(self, spec: FeatureSpec, labels: LabelSet, *, levels: tuple[str, ...] = tuple(SPEC)) -> None:
-        super().__init__(spec, labels)
-        self.levels, self.tower = levels, Tower(WIDTH, WIDTH, 1)
-        self.offsets = AnchorValues(WIDTH, anchors=9, values=2 * len(labels.keypoints))
-
-    def forward(self, features: Any, batch: Any, upstream: Any) -> PointOutput:
-        said = self.offsets.of_anchors(self.tower([features[level] for level in self.levels]))
-        return PointOutput(upstream["pyramid"], torch.cat(said, 1).unflatten(2, (-1, 2)))
-
-    def losses(self, output: PointOutput, batch: Any) -> dict[str, Mean]:
-        errors = []
-        for offsets, matched, target in zip(output.offsets, output.pyramid.matched(batch.targets), batch.targets):
-            points = self.points(offsets, output.pyramid.anchors.all(), matched >= 0)
-            errors.append((points - target.keypoints[matched[matched >= 0], :, :2]).abs().flatten())
-        return {"point": Mean(torch.cat(errors).sum(), sum(map(len, errors)))}
-
-    def predict(self, output: PointOutput, batch: Any) -> list[KeypointPrediction]:
-        predictions = []
-        pyramid = output.pyramid
-        for offsets, found, at, info in zip(output.offsets, pyramid.detections(), pyramid.found_at(), batch.info):
-            points = info.points_to_original(self.points(offsets, pyramid.anchors.all(), at))
-            points = torch.cat((points, found.scores[:, None, None].expand(-1, points.shape[1], 1)), 2)
-            boxes = info.boxes_to_original(found.boxes)
-            predictions.append(KeypointPrediction(boxes, found.scores, found.labels, keypoints=points))
-        return predictions
-
-    def points(self, offsets: Tensor, anchors: Tensor, which: Tensor) -> Tensor:
-        own = anchors[which][:, None]
-        return (own[..., :2] + own[..., 2:]) / 2 + offsets[which] * (own[..., 2:] - own[..., :2])
-
-
-def test_another_head_adds_a_tower_to_the_pyramid() -> None:
-    torch.manual_seed(0)
-    model = MultiTaskModel(
-        Levels(), None, {"boxes": small(norm="group", prior=0.1), "points": PointTower(SPEC, LABELS)}
-    )
-    assert model.reads["points"] == {"pyramid": "boxes"}
-    # Positions can be told from these images.
-    y, x = torch.meshgrid(torch.linspace(-1, 1, SIZE[0]), torch.linspace(-1, 1, SIZE[1]), indexing="ij")
-    target = objects([[20, 20, 70, 70]], [1])
-    batch = MixedBatch(torch.stack((x, y, x * y))[None], batch_of(ONE).info, {"boxes": [target], "points": [target]})
-    optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    history = []
-    for _ in range(80):
-        losses, _ = model.losses(batch)
-        total = losses["boxes"]["class"] + losses["boxes"]["box"] + 0.1 * losses["points"]["point"]
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        history.append(losses["points"]["point"].item())
-    assert history[-1] < 0.25 * history[0]
-    with torch.no_grad():
-        found = model.predict(batch)
-    points, boxes = found["points"][0], found["boxes"][0]
-    assert torch.equal(points.boxes, boxes.boxes)
-    assert box_iou(boxes.boxes[:1], target.boxes) > 0.7
-    assert boxes.labels[0] == 1
-    assert (points.keypoints[0, :, :2] - target.keypoints[0, :, :2]).abs().max() < 8
-
-
-def test_a_mask_branch_reads_its_boxes() -> None:
-    torch.manual_seed(0)
-    heads = {"boxes": small(), "masks": RoIMask(SPEC, LABELS, levels=("p3", "p4", "p5"), convs=(WIDTH,), hidden=WIDTH)}
-    model = MultiTaskModel(Levels(), None, heads)
-    batch = batch_of(OBJECTS, NOTHING, heads=("boxes", "masks"))
-    losses, outputs = model.losses(batch)
-    assert losses["masks"]["mask"] > 0
-    samples = outputs["boxes"].samples([OBJECTS, NOTHING])
-    assert torch.equal(samples[0].boxes, OBJECTS.boxes)  # nothing is found yet, so only the objects
-    assert samples[0].matched.tolist() == [0, 1, 2]
-    assert torch.equal(samples[0].labels, OBJECTS.labels)
-    assert not len(samples[1].boxes)
-
-    heads["boxes"].score = 0.0
-    with torch.no_grad():
-        found = model.predict(batch)
-    assert len(found["masks"][0]) == len(found["boxes"][0]) == 100
-    output = output_of(model, batch)
-    sample = output.samples([OBJECTS, NOTHING])[0]
-    assert len(sample.boxes) == 103
-    on = sample.matched >= 0
-    assert torch.equal(on, box_iou(sample.boxes, OBJECTS.boxes).amax(1) >= 0.5)
 
 
 def test_bfloat16_is_near_float32() -> None:
