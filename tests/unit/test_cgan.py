@@ -52,6 +52,14 @@ def test_both_networks_have_the_parameters_of_the_paper() -> None:
     assert sum(p.numel() for p in one.discriminator.parameters()) == 1_224_351
 
 
+def test_noise_is_heard_from_the_beginning() -> None:
+    generator = head(noise=50, loudness=2.0).generator
+    with torch.no_grad():
+        first = generator.noise(torch.rand(2000, 50))
+    assert float(first.mean()) == pytest.approx(0.0, abs=0.1)
+    assert float(first.std()) == pytest.approx(2.0, rel=0.1)
+
+
 def test_both_sides_pay_cross_entropy() -> None:
     one, data = head(dropout=0.0), batch(torch.tensor([0, 1, 2]))
     label = torch.eye(3)
@@ -94,9 +102,9 @@ def test_noise_belongs_to_the_image() -> None:
 
 
 def test_it_makes_what_it_is_asked_for() -> None:
-    one = head(noise=8).train()
-    main, other = (torch.optim.Adam(ps, lr=1e-3, betas=(0.5, 0.999)) for ps in one.phases().values())
-    for _ in range(250):
+    one = head(noise=8, loudness=1.0).train()
+    main, other = (torch.optim.SGD(ps, lr=0.1, momentum=0.5) for ps in one.phases().values())
+    for _ in range(400):
         data = batch(torch.randint(3, (32,)))
         output = one({}, data, {})
         for phase, optimizer in (("main", main), ("discriminator", other)):
