@@ -2,7 +2,7 @@
 
     python -m benchmarks.training.cgan [--out FOLDER] [--set KEY=VALUE ...]
 
-Trains ``pipelines/cgan_shapes.yaml``, some six minutes on two CPU cores, and a small classifier on the same pictures.
+Trains ``pipelines/cgan_shapes.yaml``, some three minutes on two CPU cores, and a small classifier on the same pictures.
 Prints, class by class, how many of the real and of the made pictures are recognised, and how different the made ones of
 a class are; ``sheet.jpg`` in the folder shows some. Exits with 1 where fewer than 80 % of the made ones are recognised.
 """
