@@ -112,7 +112,7 @@ def assert_equal(name: str, start: nn.Module, ours: nn.Module, theirs: nn.Module
 
 
 def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Adam:
-    return torch.optim.Adam(parameters, lr=2e-4, betas=(0.5, 0.999))
+    return torch.optim.Adam(parameters, lr=2e-4, betas=(0.5, 0.999), fused=True)
 
 
 def asked(networks: Iterable[nn.Module], gradient: bool) -> None:
