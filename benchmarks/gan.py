@@ -1,7 +1,8 @@
 """A training step of pix2pix and of CycleGAN, against a straightforward loop that is written by hand around the very
 same networks: one Adam a side, the same losses, the same pool of pictures.
 
-Both start from the same weights and take the same batch in turn; the benchmark stops if they do not learn the same.
+Both start from the same weights and take the same batch in turn; the benchmark stops if two steps do not lead both to
+the same weights.
 """
 
 from __future__ import annotations
@@ -55,18 +56,16 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as folder:
             text = PIPELINE.format(head=HEADS[name].format(**sizes), root=f"{folder}/data", size=sizes["size"])
             training, batch = ready(text, f"{name}.yaml", Path(folder), PluginManager())
-            start = copy.deepcopy(training.run.model.head("picture"))
-            by_hand = peer(copy.deepcopy(start))
-            rows.append(compared(name, training, by_hand.step, batch, rounds))
-        assert_equal(name, start, training.run.model.head("picture"), by_hand.head)
+            rows.append(compared(name, training, peer, batch, rounds))
     return rows
 
 
 def compared(
-    name: str, training: Training, by_hand: Callable[[Tensor, Tensor], None], batch: MixedBatch, rounds: int
+    name: str, training: Training, peer: Callable[[Any], Pix2PixByHand | CycleGANByHand], batch: MixedBatch, rounds: int
 ) -> dict[str, Any]:
     """Ratios are taken round by round, so that a machine that slows down slows both."""
-    device = training.fabric.device
+    device, head = training.fabric.device, training.run.model.head("picture")
+    before, by_hand = copy.deepcopy(head), peer(copy.deepcopy(head))
     target = batch.targets["picture"][0]
     assert isinstance(target, PictureTarget)
 
@@ -77,15 +76,19 @@ def compared(
     def theirs() -> None:
         loaded = batch.images, target.picture[None]
         images, pictures = (x.to(device).contiguous().float() / 127.5 - 1.0 for x in loaded)
-        by_hand(images, pictures)
+        by_hand.step(images, pictures)
+
+    for step in (ours, theirs, ours, theirs):
+        step()
+    assert_equal(name, before, head, by_hand.head)
 
     times: dict[str, list[float]] = {"ours": [], "theirs": []}
-    for i in range(rounds + 1):
+    for i in range(rounds):
         for who, step in (("ours", ours), ("theirs", theirs))[:: 1 if i % 2 else -1]:
             start = now(device)
             step()
             times[who].append(now(device) - start)
-    own, other = times["ours"][1:], times["theirs"][1:]  # the first was the warm-up
+    own, other = times["ours"], times["theirs"]
     ratio = median(a / b for a, b in zip(own, other))
     return {
         "name": f"a training step of {name}: {ratio:.3f}x the time of a loop by hand",
@@ -104,15 +107,19 @@ def now(device: torch.device) -> float:
 
 
 def assert_equal(name: str, start: nn.Module, ours: nn.Module, theirs: nn.Module) -> None:
-    """Both have gone the same way from the start, but for what the order of sums does to single weights."""
+    """Both have gone the same way from the start, but for what the order of sums does to single weights.
+
+    This is asked after two steps: Adam makes whole steps of rounding errors where a gradient is almost 0, so that after
+    a dozen even two loops by hand, on pixels that are 1e-7 apart, are half of their way apart.
+    """
     before, one, other = (nn.utils.parameters_to_vector(m.parameters()).detach() for m in (start, ours, theirs))
     apart, moved = float((one.cpu() - other.cpu()).norm()), float((one.cpu() - before).norm())
-    if not apart < 0.3 * moved:
+    if not apart < 0.1 * moved:
         raise AssertionError(f"{name}: {apart:.4f} apart from the loop by hand, after a way of {moved:.4f}")
 
 
 def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Adam:
-    return torch.optim.Adam(parameters, lr=2e-4, betas=(0.5, 0.999), fused=True)
+    return torch.optim.Adam(parameters, lr=2e-4, betas=(0.5, 0.999))
 
 
 def asked(networks: Iterable[nn.Module], gradient: bool) -> None:
