@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
-from visionkit.model import Backbone, MultiTaskModel
+from tests.unit.backbones import Levels
+from visionkit.model import MultiTaskModel
 from visionkit.types import (
     FeatureSpec,
     ImageInfo,
@@ -26,27 +25,13 @@ LABELS = LabelSet(tuple("abcd"), keypoints=("corner", "centre"))
 SIZE = (96, 128)
 
 
-class Levels(Backbone):
-    """Features that learn, whatever the image."""
-
-    spec = SPEC
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, WIDTH, 1)
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        x = self.stem(images)
-        return {name: F.avg_pool2d(x, level.stride, ceil_mode=True) for name, level in SPEC.items()}
-
-
 def small(**options: Any) -> RetinaNet:
     return RetinaNet(SPEC, LABELS, **{"channels": WIDTH, "convs": 1, **options})
 
 
 def model_of(**options: Any) -> MultiTaskModel:
     torch.manual_seed(0)
-    return MultiTaskModel(Levels(), None, {"boxes": small(**options)})
+    return MultiTaskModel(Levels(SPEC), None, {"boxes": small(**options)})
 
 
 def objects(boxes: Sequence[Sequence[float]], labels: Sequence[int], crowd: Sequence[bool] = ()) -> InstanceTarget:

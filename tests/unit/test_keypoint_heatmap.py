@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.unit.backbones import Small
 from visionkit.data.geometry import Geometry
 from visionkit.errors import UserError
 from visionkit.layers.keypoint_maps import keypoint_maps
-from visionkit.model import Backbone, MultiTaskModel
+from visionkit.model import MultiTaskModel
 from visionkit.types import Batch, Crop, FeatureSpec, ImageInfo, InstanceTarget, LabelSet, Level, Mean, MixedBatch
 from visionkit_keypoints.crops import CropOutput
 from visionkit_keypoints.heatmap import KeypointHeatmap
@@ -133,25 +134,16 @@ def test_nothing_is_found_in_the_padding() -> None:
     assert head.predict(CropOutput((maps,)), batch)[0].keypoints[0, :, :2].tolist() == [[10.0, 14.0]] * 3
 
 
-class Blobs(Backbone):
-    """The image itself, made small."""
-
-    spec = FeatureSpec({"p2": Level(3, 4), "p3": Level(3, 8)})
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return {"p2": nn.functional.avg_pool2d(images, 4), "p3": nn.functional.avg_pool2d(images, 8)}
-
-
 def test_a_mirror_test_of_what_keeps_left_and_right_apart_changes_nothing() -> None:
     """Channels 1 and 2 of the backbone are made to change places in a mirror, as a network that has learnt would."""
 
-    class Exact(Blobs):
+    class Exact(Small):
         def forward(self, images: Tensor) -> dict[str, Tensor]:
             mirrored = bool(images[0, 0, 0, 0] < images[0, 0, 0, -1])
             return super().forward(images[:, [0, 2, 1]] if mirrored else images)
 
     heads = {
-        name: KeypointHeatmap(Blobs.spec, LABELS, levels=("p2",), deconvs=(), last=False, flip_test=flip)
+        name: KeypointHeatmap(Small.spec, LABELS, levels=("p2",), deconvs=(), last=False, flip_test=flip)
         for name, flip in (("plain", False), ("flipped", True))
     }
     model = MultiTaskModel(Exact(), None, heads)
@@ -175,12 +167,12 @@ def test_a_mirror_test_is_the_mean_of_both_looks() -> None:
 
 def in_boxes(**options: Any) -> tuple[MultiTaskModel, KeypointHeatmap]:
     torch.manual_seed(0)
-    spec = Blobs.spec
+    spec = Small.spec
     head = KeypointHeatmap(spec, LABELS, levels=("p2", "p3"), deconvs=(8,), pool_size=7, **options)
     boxes: Any = CenterNet(spec, LabelSet(("person",)), hidden=8, detections=5)
     nn.init.constant_(boxes.maps[0]["size"][-1].bias, 4.0)
     heads = {"boxes": boxes, "keypoints": head}
-    return MultiTaskModel(Blobs(), None, heads, {"keypoints": {"regions": "boxes"}}), head
+    return MultiTaskModel(Small(), None, heads, {"keypoints": {"regions": "boxes"}}), head
 
 
 def test_heatmaps_of_the_boxes_of_another_head_lie_in_their_boxes() -> None:
@@ -223,9 +215,9 @@ def test_mirrored_looks_at_boxes_fall_onto_the_same_cells() -> None:
 
 
 def test_levels_of_several_strides_ask_for_boxes() -> None:
-    head = KeypointHeatmap(Blobs.spec, LABELS, levels=("p2", "p3"), deconvs=())
+    head = KeypointHeatmap(Small.spec, LABELS, levels=("p2", "p3"), deconvs=())
     with pytest.raises(UserError, match=r"reads: \{regions: HEAD\}.*p2 4, p3 8"):
-        MultiTaskModel(Blobs(), None, {"keypoints": head})
+        MultiTaskModel(Small(), None, {"keypoints": head})
 
 
 def test_features_that_are_to_be_heatmaps_must_be_as_many_as_keypoints() -> None:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Laplace
 
+from tests.unit.backbones import Small
 from visionkit.errors import UserError
-from visionkit.model import Backbone, MultiTaskModel
+from visionkit.model import MultiTaskModel
 from visionkit.types import Batch, Crop, FeatureSpec, ImageInfo, InstanceTarget, LabelSet, Level, Mean, MixedBatch
 from visionkit_keypoints.crops import CropOutput
 from visionkit_keypoints.flow import RealNVP
@@ -153,13 +154,6 @@ def test_a_mirror_test_exchanges_left_and_right() -> None:
     joined = head.join_mirrored(CropOutput((values,)), CropOutput((seen,)), batch_of(POINTS)).made[0]
     assert float(joined[0, 1, 0]) == pytest.approx((float(values[0, 1, 0]) + 1 - float(seen[0, 2, 0])) / 2)
     assert float(joined[0, 1, 1]) == pytest.approx((float(values[0, 1, 1]) + float(seen[0, 2, 1])) / 2)
-
-
-class Small(Backbone):
-    spec = FeatureSpec({"p2": Level(3, 4), "p3": Level(3, 8)})
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return {"p2": torch.nn.functional.avg_pool2d(images, 4), "p3": torch.nn.functional.avg_pool2d(images, 8)}
 
 
 def test_coordinates_in_the_boxes_of_another_head() -> None:

@@ -7,34 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 from torchvision.ops import box_iou
 
+from tests.unit.backbones import Levels
 from tests.unit.rcnn_objects import BIG, HIDDEN, LABELS, SPEC, WIDTH, instances
 from visionkit.errors import UserError
 from visionkit.layers.boxes import IGNORED, OBJECTLESS, decode, encode, match, sample
 from visionkit.layers.roi import RegionPool
-from visionkit.model import Backbone, MultiTaskModel
+from visionkit.model import MultiTaskModel
 from visionkit.types import Features, FeatureSpec, ImageInfo, InstanceTarget, LabelSet, Level, MixedBatch
 from visionkit_rcnn.rcnn import RCNN
 from visionkit_rcnn.roi_keypoint import RoIKeypoint, cells_of, peaks
 from visionkit_rcnn.roi_mask import RoIMask
-
-
-class Levels(Backbone):
-    """Features that learn, whatever the image."""
-
-    spec = SPEC
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, WIDTH, 1)
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        x = self.stem(images)
-        # Rounded up, as a network with padded strides does.
-        return {name: F.avg_pool2d(x, level.stride, ceil_mode=True) for name, level in SPEC.items()}
 
 
 def small(labels: LabelSet = LABELS, **options: Any) -> dict[str, Any]:
@@ -61,7 +46,7 @@ def total(losses: dict[str, dict[str, Tensor]]) -> Tensor:
 
 def test_all_losses_reach_all_parameters_and_the_features() -> None:
     torch.manual_seed(0)
-    model = MultiTaskModel(Levels(), None, small())
+    model = MultiTaskModel(Levels(SPEC), None, small())
     losses, _ = model.losses(make_batch(OBJECTS, OBJECTS))
     for name, head in model.heads.items():
         assert tuple(losses[name]) == head.loss_names
@@ -75,7 +60,7 @@ def test_all_losses_reach_all_parameters_and_the_features() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_images_with_nothing_on_them(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    model = MultiTaskModel(Levels(), None, small())
+    model = MultiTaskModel(Levels(SPEC), None, small())
     empty = InstanceTarget.empty((96, 128), 3, masks=True)
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         losses, _ = model.losses(make_batch(empty, empty))
@@ -89,7 +74,7 @@ def test_images_with_nothing_on_them(dtype: torch.dtype) -> None:
 
 def test_objects_without_mask_or_keypoints_do_not_train_those_branches() -> None:
     torch.manual_seed(0)
-    model = MultiTaskModel(Levels(), None, small())
+    model = MultiTaskModel(Levels(SPEC), None, small())
     bare = instances(OBJECTS.boxes.tolist(), OBJECTS.labels.tolist())
     assert bare.masks is not None
     assert bare.keypoints is not None
@@ -119,7 +104,7 @@ def test_crowds_are_neither_object_nor_background() -> None:
         torch.ones(1, 3, 3),
     )  # fmt: skip
     torch.manual_seed(0)
-    model = MultiTaskModel(Levels(), None, small())
+    model = MultiTaskModel(Levels(SPEC), None, small())
     losses, outputs = model.losses(make_batch(everywhere))
     assert [len(s.boxes) for s in outputs["boxes"].samples([everywhere])] == [0]
     assert losses["boxes"]["box_class"] == 0
@@ -148,7 +133,7 @@ def test_box_code_is_inverted_and_limited() -> None:
 
 def test_samples_are_the_same_for_every_head_and_for_every_selection_of_images() -> None:
     torch.manual_seed(0)
-    model = MultiTaskModel(Levels(), None, small(samples=16))
+    model = MultiTaskModel(Levels(SPEC), None, small(samples=16))
     targets = [OBJECTS, instances([[30, 30, 90, 80]], [2]), InstanceTarget.empty((96, 128), 3, masks=True)]
     batch = make_batch(*targets)
     everything = {name: [0, 1, 2] for name in model.order}
@@ -178,7 +163,7 @@ def test_samples_are_the_same_for_every_head_and_for_every_selection_of_images()
 
 def test_training_mode_changes_nothing() -> None:
     torch.manual_seed(0)
-    model = MultiTaskModel(Levels(), None, small())
+    model = MultiTaskModel(Levels(SPEC), None, small())
     batch = make_batch(OBJECTS)
     seen = []
     for mode in (True, False):
@@ -195,7 +180,7 @@ def test_two_detectors_on_one_backbone_with_images_labelled_for_one_each() -> No
     others = LabelSet(("x", "y"))
     heads = {**small(), "cells": RCNN(SPEC, others, fcs=(HIDDEN,), class_agnostic=True, convs=(WIDTH,))}
     reads = {"masks": {"regions": "boxes"}, "keypoints": {"regions": "boxes"}}
-    model = MultiTaskModel(Levels(), None, heads, reads)
+    model = MultiTaskModel(Levels(SPEC), None, heads, reads)
     batch = make_batch(OBJECTS, OBJECTS, OBJECTS)
     boxes_only = instances([[10, 10, 50, 60]], [1])
     targets = {
@@ -220,7 +205,7 @@ def test_a_branch_with_fewer_classes_than_its_boxes_takes_only_those() -> None:
     torch.manual_seed(0)
     heads = {"boxes": RCNN(SPEC, LABELS, fcs=(HIDDEN,), score=0.0, detections=60)}
     heads["keypoints"] = RoIKeypoint(SPEC, LabelSet(("e", "b"), keypoints=("one",)), convs=(WIDTH,))  # type: ignore
-    model = MultiTaskModel(Levels(), None, heads)
+    model = MultiTaskModel(Levels(SPEC), None, heads)
     found = model.predict(make_batch(None))
     names = [LABELS.names[label] for label in found["boxes"][0].labels]
     mine = [("e", "b")[label] for label in found["keypoints"][0].labels]
@@ -229,12 +214,12 @@ def test_a_branch_with_fewer_classes_than_its_boxes_takes_only_those() -> None:
 
     heads["keypoints"] = RoIKeypoint(SPEC, LabelSet(("z",), keypoints=("one",)), convs=(WIDTH,))  # type: ignore
     with pytest.raises(UserError, match="none of the classes z"):
-        MultiTaskModel(Levels(), None, heads).predict(make_batch(None))
+        MultiTaskModel(Levels(SPEC), None, heads).predict(make_batch(None))
 
 
 def test_detections_stay_inside_the_true_image_and_come_back_in_original_pixels() -> None:
     torch.manual_seed(0)
-    model = MultiTaskModel(Levels(), None, small())
+    model = MultiTaskModel(Levels(SPEC), None, small())
     info = ImageInfo(0, "", (40, 50), (80, 100), (2.0, 0, 0, 0, 2.0, 0))  # padded to 96 x 128
     batch = MixedBatch(torch.rand(1, 3, 96, 128), (info,), {})
     found = model.predict(batch)
@@ -256,14 +241,16 @@ def test_an_image_without_detections() -> None:
     torch.manual_seed(0)
     heads = small()
     heads["boxes"].score = 1.1
-    found = MultiTaskModel(Levels(), None, heads).predict(make_batch(None, None))
+    found = MultiTaskModel(Levels(SPEC), None, heads).predict(make_batch(None, None))
     assert [len(p) for head in found for p in found[head]] == [0] * 6
     assert found["keypoints"][0].keypoints.shape == (0, 3, 3)
 
 
 def test_bfloat16_autocast_is_near_float32() -> None:
     torch.manual_seed(0)
-    model = MultiTaskModel(Levels(), None, small(rpn_samples=BIG, samples=BIG)).to(memory_format=torch.channels_last)
+    model = MultiTaskModel(Levels(SPEC), None, small(rpn_samples=BIG, samples=BIG)).to(
+        memory_format=torch.channels_last
+    )
     batch = make_batch(OBJECTS, OBJECTS)
     exact, _ = model.losses(batch)
     with torch.autocast("cpu", torch.bfloat16):
@@ -279,7 +266,7 @@ def test_bfloat16_autocast_is_near_float32() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_agrees_with_cpu() -> None:
     torch.manual_seed(0)
-    model = MultiTaskModel(Levels(), None, small(rpn_samples=BIG, samples=BIG))
+    model = MultiTaskModel(Levels(SPEC), None, small(rpn_samples=BIG, samples=BIG))
     batch = make_batch(OBJECTS, OBJECTS)
     on_cpu, _ = model.losses(batch)
     predicted = model.predict(batch)

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import box_iou
 
+from tests.unit.backbones import Levels
 from visionkit.layers.boxes import decode as decode_box
 from visionkit.layers.boxes import encode
 from visionkit.layers.paste import paste_masks
 from visionkit.layers.rle import decode
-from visionkit.model import Backbone, MultiTaskModel
+from visionkit.model import MultiTaskModel
 from visionkit.types import Anchors, FeatureSpec, ImageInfo, InstanceTarget, LabelSet, Level, MixedBatch, RegionSamples
 from visionkit_rcnn.rcnn import RCNN, Regions
 from visionkit_rcnn.roi_keypoint import RoIKeypoint
@@ -27,20 +28,6 @@ from visionkit_rcnn.rpn import RPN, RPNOutput
 SPEC = FeatureSpec({f"p{k}": Level(8, 2**k) for k in range(2, 7)})
 LABELS = LabelSet(("a", "b", "c"), keypoints=("left", "right"))
 SIZE = (96, 128)
-
-
-class Levels(Backbone):
-    """Features that depend on the image."""
-
-    spec = SPEC
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        x = self.stem(images)
-        return {name: F.avg_pool2d(x, level.stride, ceil_mode=True) for name, level in SPEC.items()}
 
 
 def target(boxes: Sequence[Sequence[float]], labels: Sequence[int]) -> InstanceTarget:
@@ -60,7 +47,7 @@ OBJECTS = target([[4, 8, 60, 70], [50, 20, 122, 90]], [1, 2])
 
 
 def model_of(**heads: nn.Module) -> MultiTaskModel:
-    return MultiTaskModel(Levels(), None, heads)  # type: ignore[arg-type]
+    return MultiTaskModel(Levels(SPEC, kernel=3), None, heads)  # type: ignore[arg-type]
 
 
 def boxes_head(**options: Any) -> RCNN:
@@ -248,7 +235,7 @@ def test_soft_nms_of_the_head_is_the_plain_rule(method: str) -> None:
     soft = boxes_head(soft_nms=method, nms=0.2, score=0.2, detections=30)
     free = boxes_head(nms=1.0, score=0.2, detections=10**6)
     free.load_state_dict(soft.state_dict())
-    backbone = Levels()
+    backbone = Levels(SPEC, kernel=3)
     batch = batch_of()
     everything = MultiTaskModel(backbone, None, {"boxes": free}).predict(batch)["boxes"][0]
     found = MultiTaskModel(backbone, None, {"boxes": soft}).predict(batch)["boxes"][0]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from tests.unit.backbones import Levels
 from tests.unit.retinanet_objects import (
     LABELS,
     NOTHING,
@@ -17,7 +18,6 @@ from tests.unit.retinanet_objects import (
     SIZE,
     SPEC,
     WIDTH,
-    Levels,
     batch_of,
     objects,
     output_of,
@@ -85,7 +85,7 @@ class PointTower(Head):
 def test_another_head_adds_a_tower_to_the_pyramid() -> None:
     torch.manual_seed(0)
     model = MultiTaskModel(
-        Levels(), None, {"boxes": small(norm="group", prior=0.1), "points": PointTower(SPEC, LABELS)}
+        Levels(SPEC), None, {"boxes": small(norm="group", prior=0.1), "points": PointTower(SPEC, LABELS)}
     )
     assert model.reads["points"] == {"pyramid": "boxes"}
     # Positions can be told from these images.
@@ -114,7 +114,7 @@ def test_another_head_adds_a_tower_to_the_pyramid() -> None:
 def test_a_mask_branch_reads_its_boxes() -> None:
     torch.manual_seed(0)
     heads = {"boxes": small(), "masks": RoIMask(SPEC, LABELS, levels=("p3", "p4", "p5"), convs=(WIDTH,), hidden=WIDTH)}
-    model = MultiTaskModel(Levels(), None, heads)
+    model = MultiTaskModel(Levels(SPEC), None, heads)
     batch = batch_of(OBJECTS, NOTHING, heads=("boxes", "masks"))
     losses, outputs = model.losses(batch)
     assert losses["masks"]["mask"] > 0

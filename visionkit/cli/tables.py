@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 # What to show of each family of metrics in a narrow table; the files hold all of them.
 SHOWN = ("AP", "AP50", "AP75", "mIoU", "pixel_accuracy", "PQ", "SQ", "RQ", "PCK@0.1", "PCKh@0.5", "mean_error_px")
 
 
 def print_metrics(metrics: Mapping[str, float]) -> None:
-    """One table: a row a source and head, a column a metric."""
+    """One table: a row a source and head, a column a metric; where that is too wide, a row's metrics in one column."""
     from rich.console import Console
-    from rich.table import Table
 
     rows: dict[tuple[str, str], dict[str, float]] = {}
     for key, value in metrics.items():
@@ -22,11 +25,28 @@ def print_metrics(metrics: Mapping[str, float]) -> None:
     for row in rows.values():
         if not any(name in row for name in SHOWN):
             names += [name for name in list(row)[:3] if name not in names]
+    shown = {head: {name: f"{row[name]:.3f}" for name in names if name in row} for head, row in rows.items()}
+
+    console = Console()
+    table = _table(names, {head: [row.get(name, "") for name in names] for head, row in shown.items()})
+    if console.measure(table, options=console.options.update(width=10_000)).maximum > console.width:
+        one = {head: ["  ".join(f"{name} {value}" for name, value in row.items())] for head, row in shown.items()}
+        table = _table(["metrics"], one, justify="left")
+    console.print(table)
+
+
+def _table(
+    columns: Sequence[str],
+    rows: Mapping[tuple[str, str], Sequence[str]],
+    justify: Literal["left", "right"] = "right",
+) -> Table:
+    from rich.table import Table
+
     table = Table(title="Metrics on the held-out images", title_justify="left")
     table.add_column("source")
     table.add_column("head", style="bold")
-    for name in names:
-        table.add_column(name, justify="right")
-    for (source, head), row in rows.items():
-        table.add_row(source, head, *(f"{row[name]:.3f}" if name in row else "" for name in names))
-    Console().print(table)
+    for name in columns:
+        table.add_column(name, justify=justify)
+    for head, cells in rows.items():
+        table.add_row(*head, *cells)
+    return table
