@@ -64,7 +64,7 @@ class CycleGAN(Head):
     task = "unpaired"
     makes = PicturePrediction
     output = CycleOutput
-    loss_names = ("gan_forth", "gan_back", "cycle", "identity")
+    loss_names: tuple[str, ...] = ("gan_forth", "gan_back", "cycle", "identity")
     phase_loss_names = {"discriminator": ("first_real", "first_fake", "second_real", "second_fake")}
     evaluators = ("pictures",)
 
@@ -100,9 +100,9 @@ class CycleGAN(Head):
         self.pool_first, self.pool_second = PicturePool(pool, pool_side), PicturePool(pool, pool_side)
         if objective == "wasserstein":
             names = [f"{side}_{what}" for side in ("first", "second") for what in ("real", "fake", "penalty")]
-            self.phase_loss_names = {"discriminator": tuple(names)}  # type: ignore[misc]
+            self.phase_loss_names = {"discriminator": tuple(names)}
         if not identity:
-            self.loss_names = ("gan_forth", "gan_back", "cycle")  # type: ignore[assignment,misc]
+            self.loss_names = ("gan_forth", "gan_back", "cycle")
 
     def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> CycleOutput:
         return CycleOutput(self.forth(as_signed(batch.images, self.mean, self.std)))

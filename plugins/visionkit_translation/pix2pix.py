@@ -47,7 +47,7 @@ class Pix2Pix(Head):
     task = "picture"
     makes = PicturePrediction
     output = PictureOutput
-    loss_names = ("gan", "l1")
+    loss_names: tuple[str, ...] = ("gan", "l1")
     phase_loss_names = {"discriminator": ("real", "fake")}
     evaluators = ("pictures",)
 
@@ -84,10 +84,10 @@ class Pix2Pix(Head):
             self.generator = ResNetGenerator(blocks=blocks, width=width, norm=norm)
         self.discriminator = PatchGAN(6, layers=judge_layers, width=judge_width, norm=norm)
         if objective == "wasserstein":
-            self.phase_loss_names = {"discriminator": ("real", "fake", "penalty")}  # type: ignore[misc]
+            self.phase_loss_names = {"discriminator": ("real", "fake", "penalty")}
         self.perceptual, self.vgg = perceptual, VGG16([SEEN], weights=vgg) if perceptual else None
         if perceptual:
-            self.loss_names = ("gan", "l1", "perceptual")  # type: ignore[assignment,misc]
+            self.loss_names = ("gan", "l1", "perceptual")
 
     def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> PictureOutput:
         if not self.levels:

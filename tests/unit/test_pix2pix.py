@@ -126,3 +126,14 @@ def test_other_generators_keep_the_contract_too(args: dict[str, Any], tmp_path: 
     report = check_head(Pix2Pix, args={**SMALL, **args}, source=source, only=checks)
     report.assert_passed()
     assert len(report.passed) == len(checks)
+
+
+def test_losses_that_options_add_are_declared(tmp_path: Path) -> None:
+    source = PaintedSource(source={"name": "shapes", "size": 64, "images": 6, "root": str(tmp_path / "scenes")})
+    checks = ["declares_what_it_is", "losses_are_named_finite_scalars", "phases_share_out_the_parameters",
+              "each_phase_trains_its_own_parameters"]  # fmt: skip
+    report = check_head(
+        Pix2Pix, args={**SMALL, "perceptual": 1.0, "objective": "wasserstein"}, source=source, only=checks
+    )
+    report.assert_passed()
+    assert len(report.passed) == len(checks)

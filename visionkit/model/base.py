@@ -66,7 +66,8 @@ class Head(nn.Module):
         may_read: the same for ports that stay open unless a pipeline says who feeds them (``reads``).
         labels_from: the port whose head it shares its label set with (a mask branch names the classes of its boxes);
             ``None`` where its labels come from its own sources.
-        loss_names: the names of the losses, always the same ones.
+        loss_names: the names of the losses, always the same ones. Where an option adds a loss, the constructor gives
+            the instance names of its own.
         phase_loss_names: the same for each phase but ``"main"``.
         evaluators: names of the evaluators that judge its predictions unless the pipeline says otherwise.
         remembers: whether it has a memory: its output then has a field ``memory``, which the next frame of the clip
@@ -86,8 +87,8 @@ class Head(nn.Module):
     needs: ClassVar[Mapping[str, type[Output]]] = {}
     may_read: ClassVar[Mapping[str, type[Output]]] = {}
     labels_from: ClassVar[str | None] = None
-    loss_names: ClassVar[tuple[str, ...]]
-    phase_loss_names: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    loss_names: tuple[str, ...]
+    phase_loss_names: Mapping[str, tuple[str, ...]] = {}
     evaluators: ClassVar[tuple[str, ...]] = ()
     remembers: ClassVar[bool] = False
     exportable: ClassVar[bool] = False

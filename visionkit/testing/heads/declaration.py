@@ -33,7 +33,7 @@ def check_declares_what_it_is(case: HeadCase) -> None:
     for port, wanted in cls.needs.items():
         if not _is_a(wanted, Output):
             raise Broken(f"port '{port}' needs {wanted!r}; it must be a class derived from Output")
-    for what, names in {"loss_names": getattr(cls, "loss_names", None), **cls.phase_loss_names}.items():
+    for what, names in {"loss_names": getattr(head, "loss_names", None), **head.phase_loss_names}.items():
         if not isinstance(names, tuple) or len(set(names)) < len(names):
             raise Broken(f"{what} is {names!r}; it must be a tuple of different names")
         if not names and any(True for _ in head.parameters()):

@@ -17,10 +17,11 @@ from visionkit.types import LabelSet, Mean, MixedBatch, Output, Prediction
 def check_losses_are_named_finite_scalars(case: HeadCase) -> None:
     """`losses` returns exactly the names in `loss_names`, each a finite scalar with a gradient, or a `Mean` of two."""
     model, batch = case.model(), case.batch()
-    named = model.head(NAME).losses(outputs(model, batch)[NAME], case.view(batch, targets=True))
-    if not isinstance(named, Mapping) or set(named) != set(case.cls.loss_names):
+    head = model.head(NAME)
+    named = head.losses(outputs(model, batch)[NAME], case.view(batch, targets=True))
+    if not isinstance(named, Mapping) or set(named) != set(head.loss_names):
         said = ", ".join(sorted(named)) if isinstance(named, Mapping) else type(named).__name__
-        raise Broken(f"losses are {said}; loss_names declares {sorted(case.cls.loss_names)}")
+        raise Broken(f"losses are {said}; loss_names declares {sorted(head.loss_names)}")
     for name, loss in named.items():
         value = loss.total if isinstance(loss, Mean) else loss
         if not isinstance(value, Tensor) or value.ndim:

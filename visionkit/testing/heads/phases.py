@@ -17,9 +17,9 @@ def check_phases_share_out_the_parameters(case: HeadCase) -> None:
     phases = {phase: {id(p) for p in parameters} for phase, parameters in head.phases().items()}
     if "main" not in phases:
         raise Broken(f"phases are {sorted(phases)}; one of them must be 'main'")
-    if set(phases) - {"main"} != set(case.cls.phase_loss_names) and case.cls.phase_loss_names:
+    if set(phases) - {"main"} != set(head.phase_loss_names) and head.phase_loss_names:
         raise Broken(f"phases beside 'main' are {sorted(set(phases) - {'main'})}; phase_loss_names has "
-                     f"{sorted(case.cls.phase_loss_names)}")  # fmt: skip
+                     f"{sorted(head.phase_loss_names)}")  # fmt: skip
     for name, parameter in head.named_parameters():
         owners = [phase for phase, own in phases.items() if id(parameter) in own]
         if len(owners) > 1:
