@@ -22,7 +22,6 @@ from visionkit.types import (
     FeatureSpec,
     ImageInfo,
     LabelSet,
-    Level,
     Mean,
     Output,
 )
@@ -90,12 +89,11 @@ class Classification(Head):
             raise UserError(f"label_smoothing: {label_smoothing} is not between 0 and 1")
         self.weights, self.smoothing, self.pooling = dict(auxiliary or {}), label_smoothing, auxiliary_pool
         self.level, self.levels = level, (level, *self.weights)
-        self.strides = {name: _level(spec, name).stride for name in self.levels}
+        self.strides = {name: spec[name].stride for name in self.levels}
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(_level(spec, level).channels, len(labels))
+        self.linear = nn.Linear(spec[level].channels, len(labels))
         self.auxiliary = nn.ModuleList(
-            Auxiliary(_level(spec, name).channels, len(labels), auxiliary_dropout, auxiliary_norm)
-            for name in self.weights
+            Auxiliary(spec[name].channels, len(labels), auxiliary_dropout, auxiliary_norm) for name in self.weights
         )
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -161,10 +159,3 @@ def _of_images(x: Tensor, stride: int, info: tuple[ImageInfo, ...], pool: Callab
     if all(size == tuple(x.shape[2:]) for size in sizes):
         return pool(x)
     return torch.cat([pool(x[i : i + 1, :, :height, :width]) for i, (height, width) in enumerate(sizes)])
-
-
-def _level(spec: FeatureSpec, name: str) -> Level:
-    try:
-        return spec.only([name])[name]
-    except ValueError as error:
-        raise UserError(str(error)) from None

@@ -23,7 +23,7 @@ from visionkit.types import (
     SemanticOutput,
     SemanticTarget,
 )
-from visionkit_semantic.parts import Scores, SegmentationHead, input_size, level_of
+from visionkit_semantic.parts import Scores, SegmentationHead, input_size
 
 
 class DeepLabLargeFOV(SegmentationHead):
@@ -59,7 +59,7 @@ class DeepLabLargeFOV(SegmentationHead):
         align: Alignment = "cells",
     ) -> None:
         super().__init__(spec, labels)
-        read = level_of(spec, level)
+        read = spec[level]
         self.level, self.levels, self.learn_at = level, (level,), learn_at
         self.fc = nn.Sequential()
         if hidden is not None:

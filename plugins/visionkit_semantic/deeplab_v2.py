@@ -21,7 +21,7 @@ from visionkit.types import (
     SemanticOutput,
     SemanticTarget,
 )
-from visionkit_semantic.parts import Scores, SegmentationHead, level_of
+from visionkit_semantic.parts import Scores, SegmentationHead
 
 
 @dataclass
@@ -65,10 +65,9 @@ class DeepLabV2(SegmentationHead):
         align: Alignment = "cells",
     ) -> None:
         super().__init__(spec, labels)
-        read = level_of(spec, level)
+        read = spec[level]
         self.levels = (level, *(f"{level}@{scale:g}" for scale in scales))
-        for name in self.levels[1:]:
-            level_of(spec, name)
+        spec.only(self.levels)  # says which one is missing
         self.aspp = SummedASPP(read.channels, len(labels), rates_at(read.stride, rates, of=8), hidden)
         self.scores = Scores(len(labels), read.stride, loss, align)
 

@@ -13,7 +13,7 @@ from visionkit.layers.norm import NormName
 from visionkit.layers.segmentation_losses import LossName, LossOptions
 from visionkit.layers.upsampling import Alignment
 from visionkit.types import Batch, Features, FeatureSpec, LabelSet
-from visionkit_semantic.parts import AuxiliaryHead, DeepSemanticOutput, Scores, initialise, level_of
+from visionkit_semantic.parts import AuxiliaryHead, DeepSemanticOutput, Scores, initialise
 
 
 class DeepLabV3(AuxiliaryHead):
@@ -51,7 +51,7 @@ class DeepLabV3(AuxiliaryHead):
         align: Alignment = "cells",
     ) -> None:
         super().__init__(spec, labels)
-        read, classes = level_of(spec, level), len(labels)
+        read, classes = spec[level], len(labels)
         self.level, self.levels = level, (level,)
         self.aspp = ASPP(read.channels, channels, rates_at(read.stride, rates), norm, dropout=dropout)
         self.hidden = ConvNormAct(channels, channels, norm=norm) if hidden else None

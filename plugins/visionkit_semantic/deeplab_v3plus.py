@@ -22,7 +22,7 @@ from visionkit.types import (
     LabelSet,
     SemanticOutput,
 )
-from visionkit_semantic.parts import Scores, SegmentationHead, initialise, level_of
+from visionkit_semantic.parts import Scores, SegmentationHead, initialise
 
 
 class DeepLabV3Plus(SegmentationHead):
@@ -65,7 +65,7 @@ class DeepLabV3Plus(SegmentationHead):
         align: Alignment = "cells",
     ) -> None:
         super().__init__(spec, labels)
-        coarse, low = level_of(spec, level), level_of(spec, fine)
+        coarse, low = spec[level], spec[fine]
         if coarse.stride < low.stride:
             raise UserError(f"fine: '{fine}' has stride {low.stride}, more than the {coarse.stride} of '{level}'")
         self.level, self.fine, self.levels, self.align = level, fine, (level, fine), align

@@ -19,7 +19,7 @@ from visionkit.types import (
     LabelSet,
     SemanticOutput,
 )
-from visionkit_semantic.parts import Scores, SegmentationHead, level_of
+from visionkit_semantic.parts import Scores, SegmentationHead
 
 WIDTHS = {"basic": (1, 1, 1, 1, 1, 1, 1), "large": (2, 2, 4, 8, 16, 32, 32)}
 """Channels behind each 3x3 convolution, in multiples of the classes (table 1)."""
@@ -105,7 +105,7 @@ class DilatedContext(SegmentationHead):
         align: Alignment = "cells",
     ) -> None:
         super().__init__(spec, labels)
-        read = level_of(spec, level)
+        read = spec[level]
         self.level, self.levels = level, (level,)
         self.score = nn.Conv2d(read.channels, len(labels), 1)
         nn.init.normal_(self.score.weight, std=0.001)

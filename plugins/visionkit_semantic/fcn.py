@@ -14,7 +14,7 @@ from visionkit.layers.norm import NormName
 from visionkit.layers.segmentation_losses import LossName, LossOptions
 from visionkit.layers.upsampling import bilinear_deconv
 from visionkit.types import Batch, Features, FeatureSpec, LabelSet
-from visionkit_semantic.parts import AuxiliaryHead, DeepSemanticOutput, ScoreBranch, Scores, input_size, level_of
+from visionkit_semantic.parts import AuxiliaryHead, DeepSemanticOutput, ScoreBranch, Scores, input_size
 
 
 class FCN(AuxiliaryHead):
@@ -63,7 +63,7 @@ class FCN(AuxiliaryHead):
         loss: LossName | LossOptions = "cross_entropy",
     ) -> None:
         super().__init__(spec, labels)
-        classes, read = len(labels), [level_of(spec, name) for name in levels]
+        classes, read = len(labels), [spec[name] for name in levels]
         self.names, self.levels = tuple(levels), tuple(levels)
         self.factors = scales or [1.0] * len(read)
         if len(self.factors) != len(read):

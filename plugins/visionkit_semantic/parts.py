@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from visionkit.errors import UserError
 from visionkit.layers.conv import ConvNormAct
 from visionkit.layers.norm import NormName
 from visionkit.layers.segmentation_losses import LossName, LossOptions, SegmentationLoss
@@ -18,7 +17,6 @@ from visionkit.types import (
     Batch,
     Features,
     FeatureSpec,
-    Level,
     Mean,
     SemanticOutput,
     SemanticPrediction,
@@ -33,14 +31,6 @@ class ScoreBranch(nn.Sequential):
         self, inputs: int, hidden: int, classes: int, norm: NormName | None = "batch", dropout: float = 0.1
     ) -> None:
         super().__init__(ConvNormAct(inputs, hidden, norm=norm), nn.Dropout(dropout), nn.Conv2d(hidden, classes, 1))
-
-
-def level_of(spec: FeatureSpec, name: str) -> Level:
-    """Channels and stride of a level. Raises ``UserError`` where there is none of that name."""
-    try:
-        return spec.only([name])[name]
-    except ValueError as error:
-        raise UserError(str(error)) from None
 
 
 def input_size(batch: Batch) -> tuple[int, int]:
@@ -159,7 +149,7 @@ class AuxiliaryHead(SegmentationHead):
         self.auxiliary_level, self.auxiliary_weight = level, weight
         self.auxiliary: ScoreBranch | None = None
         if level is not None:
-            read = level_of(spec, level)
+            read = spec[level]
             self.levels, self.auxiliary_stride = (*self.levels, level), read.stride
             width = read.channels // 4 if hidden is None else hidden
             self.auxiliary = ScoreBranch(read.channels, width, len(self.labels), norm, dropout)

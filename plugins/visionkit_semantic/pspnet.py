@@ -11,7 +11,7 @@ from visionkit.layers.pyramid_pooling import PyramidPooling
 from visionkit.layers.segmentation_losses import LossName, LossOptions
 from visionkit.layers.upsampling import Alignment
 from visionkit.types import Batch, Features, FeatureSpec, LabelSet
-from visionkit_semantic.parts import AuxiliaryHead, DeepSemanticOutput, ScoreBranch, Scores, initialise, level_of
+from visionkit_semantic.parts import AuxiliaryHead, DeepSemanticOutput, ScoreBranch, Scores, initialise
 
 
 class PSPNet(AuxiliaryHead):
@@ -52,7 +52,7 @@ class PSPNet(AuxiliaryHead):
         align: Alignment = "cells",
     ) -> None:
         super().__init__(spec, labels)
-        read, classes = level_of(spec, level), len(labels)
+        read, classes = spec[level], len(labels)
         if len(bins) > read.channels:
             raise UserError(f"bins: {len(bins)} averages cannot share the {read.channels} channels of '{level}'")
         self.level, self.levels = level, (level,)

@@ -27,7 +27,7 @@ from visionkit.types import (
     SemanticOutput,
     SemanticTarget,
 )
-from visionkit_semantic.parts import Scores, SegmentationHead, initialise, input_size, level_of
+from visionkit_semantic.parts import Scores, SegmentationHead, initialise, input_size
 
 
 class UNet(SegmentationHead):
@@ -73,7 +73,7 @@ class UNet(SegmentationHead):
         border: tuple[float, float] | None = None,
     ) -> None:
         super().__init__(spec, labels)
-        read = [level_of(spec, name) for name in levels]
+        read = [spec[name] for name in levels]
         strides = [level.stride for level in read]
         if any(coarse != 2 * fine for coarse, fine in zip(strides, strides[1:])):  # noqa: RUF007
             raise UserError(f"levels: strides {', '.join(map(str, strides))}; each must be half of the one before")

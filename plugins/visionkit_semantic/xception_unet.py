@@ -16,7 +16,7 @@ from visionkit.types import (
     LabelSet,
     SemanticOutput,
 )
-from visionkit_semantic.parts import Scores, SegmentationHead, level_of
+from visionkit_semantic.parts import Scores, SegmentationHead
 
 
 class XceptionUNet(SegmentationHead):
@@ -43,7 +43,7 @@ class XceptionUNet(SegmentationHead):
         loss: LossName | LossOptions = "cross_entropy",
     ) -> None:
         super().__init__(spec, labels)
-        read = level_of(spec, level)
+        read = spec[level]
         self.level, self.levels = level, (level,)
         self.blocks, self.shortcuts = nn.ModuleList(), nn.ModuleList()
         before, doublings = read.channels, 0

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionkit import Head
+from visionkit.numbers import NonNegative, Positive, PositiveFloat
 from visionkit.types import Batch, ClassPictures, ClassTarget, Features, FeatureSpec, LabelSet, Mean, Output
-from visionkit_translation.pictures import Color, as_signed
+from visionkit_translation.pictures import Color, Spread, as_signed
 
 
 @dataclass
@@ -90,7 +91,7 @@ class ConditionalGAN(Head):
     the images of MNIST it has the size of the paper's.
 
     Args:
-        size: height and width of the pictures that are made, to which images are resized.
+        size: height and width (or one number for both) of the pictures that are made, to which images are resized.
         gray: one channel instead of three.
         noise: values that a picture is made from, uniform in 0 ... 1.
         dropout: probability, in training.
@@ -109,18 +110,19 @@ class ConditionalGAN(Head):
         spec: FeatureSpec,
         labels: LabelSet,
         *,
-        size: tuple[int, int] = (28, 28),
+        size: Positive | tuple[Positive, Positive] = (28, 28),
         gray: bool = True,
-        noise: int = 100,
-        dropout: float = 0.5,
-        loudness: float = 2.0,
+        noise: Positive = 100,
+        dropout: NonNegative = 0.5,
+        loudness: PositiveFloat = 2.0,
         mean: Color = (0.5, 0.5, 0.5),
-        std: Color = (0.5, 0.5, 0.5),
+        std: Spread = (0.5, 0.5, 0.5),
     ) -> None:
         super().__init__(spec, labels)
-        self.size, self.noise, self.mean, self.std = size, noise, mean, std
+        self.size = (size, size) if isinstance(size, int) else size
+        self.noise, self.mean, self.std = noise, mean, std
         self.channels: Literal[1, 3] = 1 if gray else 3
-        values = self.channels * size[0] * size[1]
+        values = self.channels * self.size[0] * self.size[1]
         self.generator = Generator(noise, len(labels), values, dropout, loudness)
         self.discriminator = Judge(len(labels), values, dropout)
 
@@ -170,13 +172,11 @@ class ConditionalGAN(Head):
         return torch.cat(parts).flatten(1)
 
     def predict(self, output: NoiseOutput, batch: Batch) -> list[ClassPictures]:
-        """All classes from the same noise."""
+        """All classes from the same noise, in their own size."""
         classes = torch.eye(len(self.labels), device=output.noise.device, dtype=output.noise.dtype)
         found = []
-        for noise, info in zip(output.noise, batch.info):
+        for noise in output.noise:
             values = self.generator(noise.expand(len(classes), -1), classes).detach().float()
             pictures = values.view(len(classes), self.channels, *self.size).expand(-1, 3, -1, -1)
-            if info.original_size != tuple(self.size):
-                pictures = F.interpolate(pictures, size=info.original_size, mode="bilinear", antialias=True)
             found.append(ClassPictures(pictures.clamp(0.0, 1.0).cpu(), self.labels.names))
         return found

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from visionkit import Head
+from visionkit.numbers import Count, NonNegative, Positive
 from visionkit.types import Batch, Features, FeatureSpec, LabelSet, Mean, PicturePrediction, PictureTarget
 from visionkit_translation.discriminator import Objective, PatchGAN, gradient_penalty, judge_costs, made_cost
 from visionkit_translation.generators import ENCODER, Norm, ResNetGenerator
 from visionkit_translation.pictures import (
     Color,
     PictureOutput,
+    Spread,
     as_signed,
     inside,
     mean_absolute,
@@ -73,20 +75,20 @@ class CycleGAN(Head):
         spec: FeatureSpec,
         labels: LabelSet,
         *,
-        blocks: int = 9,
-        width: int = 64,
+        blocks: Count = 9,
+        width: Positive = 64,
         norm: Norm = "instance",
-        judge_layers: int = 3,
-        judge_width: int = 64,
+        judge_layers: Positive = 3,
+        judge_width: Positive = 64,
         objective: Objective = "least_squares",
-        penalty: float = 10.0,
+        penalty: NonNegative = 10.0,
         shared_encoder: bool = False,
-        cycle: float = 10.0,
-        identity: float = 0.5,
-        pool: int = 50,
-        pool_side: int = 256,
+        cycle: NonNegative = 10.0,
+        identity: NonNegative = 0.5,
+        pool: Count = 50,
+        pool_side: Positive = 256,
         mean: Color = (0.5, 0.5, 0.5),
-        std: Color = (0.5, 0.5, 0.5),
+        std: Spread = (0.5, 0.5, 0.5),
     ) -> None:
         super().__init__(spec, labels)
         self.objective, self.penalty, self.cycle, self.identity = objective, penalty, cycle, identity

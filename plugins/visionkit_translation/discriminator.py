@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionkit.errors import UserError
 from visionkit_translation.generators import Norm, initialise, norm_of
 
 Objective = Literal["vanilla", "least_squares", "hinge", "wasserstein"]
@@ -37,7 +38,16 @@ class PatchGAN(nn.Sequential):
             stride = 2 if i < layers else 1
             parts += [nn.Conv2d(before, after, 4, stride, 1, bias=bias), norm_of(norm, after), nn.LeakyReLU(0.2)]
         super().__init__(*parts, nn.Conv2d(width * min(2**layers, 8), 1, 4, 1, 1))
+        self.smallest = 3 * 2**layers
         initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores (B, 1, h, w) of pictures (B, inputs, H, W). Raises ``UserError`` for pictures that are too small."""
+        if min(x.shape[-2:]) < self.smallest:
+            raise UserError(f"the discriminator judges pictures of {self.smallest} pixels a side or more, not of "
+                            f"{x.shape[-2]}x{x.shape[-1]}; give it fewer judge_layers")  # fmt: skip
+        y: Tensor = super().forward(x)
+        return y
 
 
 def made_cost(objective: Objective, made: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ class VGG16(nn.Module):
             if name in layers:
                 self.at[len(parts) - 1] = name
         self.features = nn.Sequential(*parts)
-        self.bgr = convention == "caffe"
+        self.weights, self.bgr = weights, convention == "caffe"
         mean, std = (103.939, 116.779, 123.68), (1.0, 1.0, 1.0)
         if not self.bgr:
             mean, std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -87,6 +87,12 @@ class VGG16(nn.Module):
                 raise UserError(f"{weights}: is no VGG-16 of torchvision: features.{name} is {tuple(value.shape)} "
                                 f"there, and it has {has}")  # fmt: skip
         self.features.load_state_dict(found)
+
+    def problems(self) -> list[str]:
+        """What a user of a head with this network should know."""
+        if self.weights is not None:
+            return []
+        return ["its VGG-16 has random weights, which see little; 'vgg' takes a file of trained ones"]
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
         """The layers, each (B, C, h, w), from pictures (B, 3, H, W) in -1 ... 1, RGB."""

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from visionkit.numbers import PositiveFloat
 from visionkit.types import Batch, Output, PicturePrediction, PictureTarget
 
 Color = tuple[float, float, float]
+Spread = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
 
 @dataclass

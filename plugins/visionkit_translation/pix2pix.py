@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from visionkit import Head
+from visionkit.errors import UserError
+from visionkit.numbers import Count, NonNegative, Positive
 from visionkit.types import Batch, Features, FeatureSpec, LabelSet, Mean, PicturePrediction, PictureTarget
 from visionkit_translation.discriminator import Objective, PatchGAN, gradient_penalty, judge_costs, made_cost
 from visionkit_translation.generators import FeatureDecoder, Norm, ResNetGenerator, UNet
@@ -42,6 +45,9 @@ class Pix2Pix(Head):
         perceptual: weight of the mean squared difference in what VGG-16 sees (Johnson et al., ECCV 2016), of its layer
             ``relu3_3``; 0: none.
         vgg: a file of its weights, ``imagenet`` to have them downloaded, or ``None`` for random ones.
+
+    Raises:
+        UserError: ``vgg`` is given, but nothing is compared by it.
     """
 
     task = "picture"
@@ -50,6 +56,7 @@ class Pix2Pix(Head):
     loss_names: tuple[str, ...] = ("gan", "l1")
     phase_loss_names = {"discriminator": ("real", "fake")}
     evaluators = ("pictures",)
+    starts_from = ("vgg",)
 
     def __init__(
         self,
@@ -58,21 +65,23 @@ class Pix2Pix(Head):
         *,
         levels: tuple[str, ...] = (),
         generator: Literal["unet", "resnet"] = "unet",
-        downs: int = 8,
-        blocks: int = 9,
-        width: int = 64,
+        downs: Annotated[int, Ge(1), Le(10)] = 8,
+        blocks: Count = 9,
+        width: Positive = 64,
         norm: Norm = "image",
-        dropout: float = 0.5,
+        dropout: NonNegative = 0.5,
         seed: int = 0,
-        judge_layers: int = 3,
-        judge_width: int = 64,
+        judge_layers: Positive = 3,
+        judge_width: Positive = 64,
         objective: Objective = "vanilla",
-        penalty: float = 10.0,
-        l1: float = 100.0,
-        perceptual: float = 0.0,
+        penalty: NonNegative = 10.0,
+        l1: NonNegative = 100.0,
+        perceptual: NonNegative = 0.0,
         vgg: str | None = None,
     ) -> None:
         super().__init__(spec, labels)
+        if vgg is not None and not perceptual:
+            raise UserError("vgg is given, but perceptual is 0: nothing is compared by what it sees")
         self.levels = levels
         self.objective, self.penalty, self.l1 = objective, penalty, l1
         self.generator: nn.Module
@@ -88,6 +97,9 @@ class Pix2Pix(Head):
         self.perceptual, self.vgg = perceptual, VGG16([SEEN], weights=vgg) if perceptual else None
         if perceptual:
             self.loss_names = ("gan", "l1", "perceptual")
+
+    def problems(self) -> list[str]:
+        return [] if self.vgg is None else self.vgg.problems()
 
     def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> PictureOutput:
         if not self.levels:

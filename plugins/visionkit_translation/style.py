@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from visionkit import Head
 from visionkit.data.images import read_image
 from visionkit.errors import UserError
+from visionkit.numbers import Count, NonNegative, Positive
 from visionkit.types import Batch, Features, FeatureSpec, LabelSet, Mean, PicturePrediction, PictureTarget
 from visionkit_translation.generators import fill_up
 from visionkit_translation.perceptual import (
@@ -88,7 +90,7 @@ class StyleTransfer(Head):
 
     It learns from images alone: give it the source ``pairs`` with the same folder twice, so that each image is its own
     target. The default weights of the losses are the authors', for a VGG-16 with their convention of pixels; weights of
-    torchvision see smaller numbers, and take about ``style: 100000``.
+    torchvision see smaller numbers, and take about ``style_weight: 100000``.
 
     Args:
         style: the picture, a file; ``None``: drawn waves, to try things out.
@@ -110,6 +112,7 @@ class StyleTransfer(Head):
     output = PictureOutput
     loss_names = ("content", "style", "variation")
     evaluators = ("pictures",)
+    starts_from = ("style", "vgg")
 
     def __init__(
         self,
@@ -117,17 +120,17 @@ class StyleTransfer(Head):
         labels: LabelSet,
         *,
         style: str | None = None,
-        style_size: int = 256,
-        width: int = 32,
-        blocks: int = 5,
+        style_size: Annotated[int, Ge(16)] = 256,
+        width: Positive = 32,
+        blocks: Count = 5,
         vgg: str | None = None,
         convention: Convention = "caffe",
-        vgg_width: int = 64,
+        vgg_width: Positive = 64,
         content_layer: str = "relu3_3",
         style_layers: tuple[str, ...] = ("relu1_2", "relu2_2", "relu3_3", "relu4_3"),
-        content: float = 1.0,
-        style_weight: float = 5.0,
-        variation: float = 1e-6,
+        content: NonNegative = 1.0,
+        style_weight: NonNegative = 5.0,
+        variation: NonNegative = 1e-6,
     ) -> None:
         super().__init__(spec, labels)
         if not style_layers:
@@ -141,6 +144,9 @@ class StyleTransfer(Head):
             seen = self.vgg(picture[None])
         for layer in style_layers:
             self.register_buffer(f"gram_{layer}", gram(seen[layer])[0])
+
+    def problems(self) -> list[str]:
+        return self.vgg.problems()
 
     def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> PictureOutput:
         return PictureOutput(self.network(batch.images))

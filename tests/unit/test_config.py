@@ -125,7 +125,7 @@ def test_a_file_is_found_by_path(tmp_path: Path) -> None:
         ("steps: 20", "channels_last: yes", "my.yaml:22: train.channels_last: expected true or false, not the text"),
         ("{lr: 1e-3}", "{name: sdg}", "my.yaml:23: train.optimizer.name: expected 'sgd' or 'adamw', not the text "
          "'sdg'; did you mean 'sgd'?"),
-        ("{lr: 1e-3}", "{betas: [0.9]}", "my.yaml:23: train.optimizer.betas: expected more items, not [0.9]"),
+        ("{lr: 1e-3}", "{betas: [0.9]}", "my.yaml:23: train.optimizer.betas: expected at least 2 items, not [0.9]"),
         ("{lr: 1e-3}", "{betas: [0.9, 1, 2]}", "expected at most 2 items, not [0.9, 1, 2]"),
         ("{lr_scale: 0.5}", "{lr: 3}", "unknown key 'lr' in train.parts.heads.seg; did you mean 'lr_scale'?"),
         ("name: semantic_fpn", "nam: semantic_fpn", "my.yaml:4: missing key 'name' in heads.seg"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from visionkit.errors import UserError
 from visionkit.types import (
     IGNORE,
     BoxPrediction,
@@ -93,5 +94,5 @@ def test_label_sets_survive_a_run_folder_and_suggest_names():
 def test_feature_specs_name_what_they_have():
     spec = FeatureSpec({"c2": Level(64, 4)}) | FeatureSpec({"p2": Level(32, 4)})
     assert list(spec) == ["c2", "p2"]
-    with pytest.raises(ValueError, match=r"no feature level 'p9' \(there is: c2, p2\)"):
+    with pytest.raises(UserError, match=r"no feature level 'p9' \(there is: c2, p2\)"):
         spec.only(["p9"])

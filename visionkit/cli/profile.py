@@ -36,11 +36,10 @@ def command(
 
     import torch
 
-    from visionkit.model.build import build_model, placeholder_labels
+    from visionkit.model.build import build_model, placeholder_labels, without_first_weights
     from visionkit.model.profile import profile_model
 
-    if description.backbone is not None:
-        description.backbone.args.pop("pretrained", None)  # what the weights are changes no figure here
+    description = without_first_weights(description, plugins)  # what the weights are changes no figure here
     model = build_model(description, plugins, placeholder_labels(description, plugins, classes))
     try:
         torch.empty(0, device=device)

@@ -9,7 +9,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 # What to show of each family of metrics in a narrow table; the files hold all of them.
-SHOWN = ("AP", "AP50", "AP75", "mIoU", "pixel_accuracy", "PQ", "SQ", "RQ", "PCK@0.1", "PCKh@0.5", "mean_error_px")
+SHOWN = (
+    *("AP", "AP50", "AP75", "mIoU", "pixel_accuracy", "PQ", "SQ", "RQ", "PCK@0.1", "PCKh@0.5", "mean_error_px"),
+    *("L1", "PSNR", "SSIM", "LPIPS", "FID", "KID", "segmented_mIoU", "segmented_pixel_accuracy"),
+)
 
 
 def print_metrics(metrics: Mapping[str, float]) -> None:
@@ -27,6 +30,8 @@ def print_metrics(metrics: Mapping[str, float]) -> None:
             names += [name for name in list(row)[:3] if name not in names]
     shown = {head: {name: f"{row[name]:.3f}" for name in names if name in row} for head, row in rows.items()}
 
+    if not rows:
+        return
     console = Console()
     table = _table(names, {head: [row.get(name, "") for name in names] for head, row in shown.items()})
     if console.measure(table, options=console.options.update(width=10_000)).maximum > console.width:

@@ -74,7 +74,7 @@ def first_finding(error: ValidationError, annotation: Any, data: Any, name: str)
 def in_words(error: Any) -> str:
     """What pydantic wanted, in the words of YAML."""
     if error["type"] == "missing":
-        return "more items"
+        return f"at least {error['loc'][-1] + 1} items" if isinstance(error["loc"][-1], int) else "more items"
     if error["type"] == "too_long":
         return f"at most {error['ctx']['max_length']} items"
     text = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")

@@ -116,6 +116,14 @@ def gather(raw: dict[str, Any]) -> dict[str, Any]:
     for section in ("train", "evaluate"):
         if isinstance(tree.get(section), dict):
             tree[section] = {k: inside[k](v) if k in inside else v for k, v in tree[section].items()}
+    train = tree.get("train")
+    if isinstance(train, dict) and isinstance(main := train.get("optimizer", {}), dict) and "phases" in train:
+
+        def whole(own: Any) -> Any:
+            """One that does not say which it is takes all that it does not say from the main one."""
+            return {**main, **own} if isinstance(own, dict) and "name" not in own else own
+
+        train["phases"] = each(train["phases"], whole)
     return tree
 
 

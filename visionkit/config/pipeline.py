@@ -15,16 +15,12 @@ from pydantic import ConfigDict
 
 from visionkit.config.reader import dump
 from visionkit.errors import PipelineError
+from visionkit.numbers import Count, NonNegative, Positive, PositiveFloat
 
 Path = tuple[str | int, ...]
 """Where something stands in the YAML tree: keys and list indices from the top."""
 
 STRICT = ConfigDict(extra="forbid", strict=True)
-
-Positive = Annotated[int, Ge(1)]
-Count = Annotated[int, Ge(0)]
-PositiveFloat = Annotated[float, Gt(0)]
-NonNegative = Annotated[float, Ge(0)]
 
 
 @dataclass(frozen=True)
@@ -151,7 +147,8 @@ class TrainConfig:
         parts: by prefix of parameter names (``backbone``, ``neck``, ``heads.NAME``), what differs there.
         precision: as lightning-fabric names it.
         clip: largest norm of all gradients together.
-        phases: by name of a phase beside ``main`` (an adversarial head's), its optimiser; that of ``main`` otherwise.
+        phases: by name of a phase beside ``main`` (an adversarial head's), its optimiser; without a
+            ``name``, what differs from that of ``main``.
         accumulate: batches whose gradients make one step.
         ema: decay of the moving average of weights, per step.
         init: weights to start from: a run folder or a safetensors file.

@@ -11,7 +11,7 @@ import logging
 import pickle
 import random
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -129,6 +129,17 @@ def eval_loader(
     places = [[_Place(index, 0, index) for index in mine[i : i + batch_size]] for i in range(0, len(mine), batch_size)]
     heads = [head for head in feed.heads if head in heads_with_targets]
     return _load(_Loading([feed], heads, heads, 0, on_error, size_divisor), places, workers)
+
+
+def readable(source: Source, tasks: Collection[str], on_error: OnError, stop: int) -> Iterator[Sample]:
+    """The first samples of a source, up to the ``stop``-th, without those that an :func:`eval_loader` with the same
+    ``on_error`` leaves out."""
+    for index in range(min(stop, len(source))):
+        try:
+            yield source.load(index, tasks)
+        except DataError:
+            if on_error == "fail":
+                raise
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,7 +109,7 @@ class UnpairedSource(Source):
         if "unpaired" in tasks:
             picture = read_image(self._pictures[self._order[index % len(self._pictures)]])
             picture = _cut_to(picture, (image.shape[1], image.shape[2]))
-        return _sample(image, picture, path, f"{name}#{round_}" if round_ else name, tasks)
+        return _sample(image, picture, path, f"{name}#{round_}" if round_ else name, tasks, paired=False)
 
     def describe(self, index: int) -> str:
         return self._images[index % len(self._images)]
@@ -231,9 +231,11 @@ def _cut_to(picture: Tensor, size: tuple[int, int]) -> Tensor:
     return Geometry((left, top, left + columns, top + rows), size).image(picture, antialias_below=1.0)
 
 
-def _sample(image: Tensor, picture: Tensor, path: str, name: str, tasks: Collection[str]) -> Sample:
+def _sample(
+    image: Tensor, picture: Tensor, path: str, name: str, tasks: Collection[str], *, paired: bool = True
+) -> Sample:
     size = (image.shape[1], image.shape[2])
-    targets = dict.fromkeys({"picture", "unpaired"} & set(tasks), PictureTarget(picture))
+    targets = dict.fromkeys({"picture", "unpaired"} & set(tasks), PictureTarget(picture, paired=paired))
     return Sample(image, ImageInfo(id=name, path=path, original_size=size, size=size), {**targets})
 
 

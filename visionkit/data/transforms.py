@@ -47,7 +47,7 @@ class Resize(Transform):
         *,
         short: int | list[int] | None = None,
         long: int | None = None,
-        size: int | list[int] | None = None,
+        size: int | tuple[int, int] | None = None,
         antialias: bool = True,
         exact: bool = False,
     ) -> None:

@@ -100,7 +100,8 @@ def _labels_of(
         if base is None:
             raise pipeline.fail(
                 ("heads", head),
-                f"head '{head}' has no labels: no source feeds it ({task}), and it lists none (labels: [...])",
+                f"no source feeds head '{head}': it learns from '{task}', for which none is labelled; labels of its "
+                f"own (labels: [...]) let it stand untrained",
             )
         return base
     mapped = {
@@ -108,6 +109,9 @@ def _labels_of(
     }
     if base is None:
         base = LabelSet(_agreed_names(pipeline, head, mapped))
+    if base.names and not any(source.labels[task].names for source in sources.values()):
+        raise pipeline.fail(("heads", head, "labels"), f"head '{head}' learns from '{task}', which has no classes in "
+                                                       f"{', '.join(sources)}: leave its labels out")  # fmt: skip
     names = base.names
     known: dict[str, tuple[LabelSet, int]] = {}
     for name, source in sources.items():

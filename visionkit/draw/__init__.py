@@ -1,6 +1,6 @@
 """Pictures of targets and predictions: RGB uint8 arrays in, RGB uint8 arrays out."""
 
-from visionkit.draw.compose import comparison, draw_prediction
+from visionkit.draw.compose import comparison, draw_prediction, overlay
 from visionkit.draw.instances import draw_instances
 from visionkit.draw.palette import class_colors, palette
 from visionkit.draw.panoptic import draw_panoptic
@@ -15,6 +15,7 @@ __all__ = [
     "draw_prediction",
     "draw_semantic",
     "legend",
+    "overlay",
     "palette",
     "sheet",
 ]

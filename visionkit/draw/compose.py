@@ -22,6 +22,7 @@ from visionkit.types import (
     LabelSet,
     PanopticPrediction,
     PanopticTarget,
+    PictureTarget,
     Prediction,
     SemanticPrediction,
     SemanticTarget,
@@ -89,6 +90,33 @@ def draw_prediction(
     return canvas
 
 
+def overlay(
+    image: np.ndarray,
+    predictions: Mapping[str, Prediction],
+    labels: Mapping[str, LabelSet],
+    *,
+    min_score: float | None = None,
+) -> np.ndarray:
+    """All predictions in one picture, as :func:`draw_prediction` makes it; those that cover the image have one of their
+    own each, beside the image.
+
+    Args:
+        image, predictions, labels, min_score: as there.
+
+    Returns:
+        (H', W', 3) uint8 RGB.
+    """
+    apart = [head for head, item in predictions.items() if item.covers] if len(predictions) > 1 else []
+    if not apart:
+        return draw_prediction(image, predictions, labels, min_score=min_score)
+    together = {head: item for head, item in predictions.items() if head not in apart}
+    parts = [(", ".join(together), together)] if together else []
+    parts += [(head, {head: predictions[head]}) for head in apart]
+    tiles = [paint.enlarge(image, paint.upscaling(image))]
+    tiles += [draw_prediction(image, part, labels, min_score=min_score) for _, part in parts]
+    return sheet(tiles, min(len(tiles), 4), ["input", *(title for title, _ in parts)])
+
+
 def _by_core(item: Prediction | Target | None) -> bool:
     """Whether the core draws a prediction, rather than the prediction itself."""
     kinds = (BoxPrediction, SemanticPrediction, PanopticPrediction)
@@ -152,9 +180,10 @@ def comparison(
                 "not annotated", (plain.shape[1] / 2, plain.shape[0] / 2)
             )
         whose = f": {heads[0]}" if heads[0] in apart else ""
+        examples = theirs and all(isinstance(t, PictureTarget) and not t.paired for t in theirs.values())
         tiles += [plain, truth]
         tiles.append(draw_prediction(image, found, labels, min_score=min_score, min_keypoint_score=min_keypoint_score))
-        titles += ["input", f"truth{whose}", f"prediction{whose}"]
+        titles += ["input", f"{'example' if examples else 'truth'}{whose}", f"prediction{whose}"]
     columns = 1 if plain.shape[1] > 2 * plain.shape[0] else 3
     picture = sheet(tiles, columns, titles)
     sets = {head: labels[head] for head in (*targets, *predictions)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import cv2
@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from visionkit.config import Pipeline
-from visionkit.data.loader import Feed, eval_loader
+from visionkit.data.base import Sample
+from visionkit.data.loader import Feed, eval_loader, readable
 from visionkit.draw import sheet
 from visionkit.model.graph import MultiTaskModel
 from visionkit.model.run import write_atomically
-from visionkit.types import ClassPictures, LabelSet, PicturePrediction, PictureTarget
+from visionkit.types import LabelSet, PictureTarget
 
 IMAGES = 4
 COLUMNS = 8
@@ -49,12 +50,13 @@ def pictures_over_time(
     model.eval()
     try:
         for feed in feeds:
-            heads = [h for h in feed.heads if issubclass(model.head(h).makes, PicturePrediction | ClassPictures)]
+            heads = [h for h in feed.heads if model.head(h).makes.covers]
             count = min(IMAGES, pipeline.evaluate.pictures, len(feed.source))
             if heads and count:
                 _make(model, pipeline, labels, feed, heads, count, folder / feed.name / "over_time", step, device)
                 for head in heads:
-                    _join(feed, head, count, folder / feed.name, step)
+                    samples = readable(feed.source, (feed.heads[head][0],), pipeline.train.on_error, count)
+                    _join(feed, head, samples, folder / feed.name, step)
     finally:
         model.train(was_training)
 
@@ -73,24 +75,24 @@ def _make(
     """What these heads make of the first images now, a file each."""
     divisor = pipeline.train.size_divisor
     batches = eval_loader(feed, batch_size=1, max_images=count, size_divisor=divisor, on_error=pipeline.train.on_error)
-    for index, batch in enumerate(batches):
+    samples = readable(feed.source, (), pipeline.train.on_error, count)
+    for index, (batch, sample) in enumerate(zip(batches, samples)):
         ready = batch.to(device).normalised(model.mean, model.std, channels_last=pipeline.train.channels_last)
         found = model.predict(ready, heads)
-        image = feed.source.load(index, ()).image.permute(1, 2, 0).numpy()
+        image = sample.image.permute(1, 2, 0).numpy()
         for head in heads:
             _write(_file(folder, head, step, index), found[head][0].draw(image, labels[head]))
 
 
-def _join(feed: Feed, head: str, count: int, folder: Path, step: int) -> None:
-    """The sheet of one head, of what was kept up to ``step``."""
+def _join(feed: Feed, head: str, samples: Iterable[Sample], folder: Path, step: int) -> None:
+    """The sheet of one head on these images, of what was kept up to ``step``."""
     kept = {int(path.stem.split("_")[0]) for path in (folder / "over_time" / head).glob("*_*.png")}
     steps = sorted(one for one in kept if one <= step)
     if len(steps) > COLUMNS:
         steps = [steps[round(i * (len(steps) - 1) / (COLUMNS - 1))] for i in range(COLUMNS)]
     task, tiles = feed.heads[head][0], []
-    truth = False
-    for index in range(count):
-        sample = feed.source.load(index, (task,))
+    last = ""
+    for index, sample in enumerate(samples):
         tiles.append(_small(sample.image.permute(1, 2, 0).numpy()))
         for one in steps:
             file = _file(folder / "over_time", head, one, index)
@@ -98,9 +100,11 @@ def _join(feed: Feed, head: str, count: int, folder: Path, step: int) -> None:
             tiles.append(np.full_like(tiles[-1], 255) if made is None else _small(made[..., ::-1]))
         target = sample.targets.get(task)
         if isinstance(target, PictureTarget):
-            truth = True
+            last = "target" if target.paired else "example"
             tiles.append(_small(target.picture.permute(1, 2, 0).numpy()))
-    titles = ["input", *(f"step {one}" for one in steps), *(["target"] if truth else [])]
+    if not tiles:
+        return
+    titles = ["input", *(f"step {one}" for one in steps), *([last] if last else [])]
     ok, data = cv2.imencode(".jpg", sheet(tiles, len(titles), titles)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
     if ok:
         write_atomically(folder / f"over_time_{head}.jpg", data.tobytes())

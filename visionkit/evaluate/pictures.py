@@ -34,7 +34,7 @@ class PicturesEvaluator(Evaluator):
 
     SSIM can be said of pictures from 11 pixels a side on, MS-SSIM from 176 on; smaller ones are left out of its mean,
     and where none is left it is -1. FID and KID compare all pictures that were made with all that were wanted, which
-    need not belong together.
+    need not belong together: where they do not (source ``unpaired``), nothing else is said of them.
 
     Args:
         source, labels: as for every evaluator.
@@ -87,27 +87,27 @@ class PicturesEvaluator(Evaluator):
             if made.shape != wanted.shape:
                 raise DataError(f"image {image.path or image.id}: a picture of {tuple(made.shape)} for one of "
                                 f"{tuple(wanted.shape)}")  # fmt: skip
-            self.images[image.id] = self._measured(made, wanted)
+            self.images[image.id] = self._measured(made, wanted, paired=cast(PictureTarget, target).paired)
             if self.segmenter is not None:
                 pixels = (made * 255.0).round().clamp(0, 255).to(torch.uint8)
                 cells = self.segmenter.cells(self.source, pixels, cast(PictureTarget, target).to("cpu"))
                 self.images[image.id]["segmented"] = cells
 
-    def _measured(self, made: Tensor, wanted: Tensor) -> dict[str, Any]:
+    def _measured(self, made: Tensor, wanted: Tensor, *, paired: bool) -> dict[str, Any]:
         """All that is said of one picture."""
         side = min(made.shape[1:])
-        said: dict[str, Any] = {
-            "L1": float((made - wanted).abs().double().mean()),
-            "PSNR": psnr(made, wanted),
-            "SSIM": ssim(made, wanted) if side >= SMALLEST else None,
-            "MS-SSIM": ms_ssim(made, wanted) if side >= SMALLEST_OF_SCALES else None,
-        }
-        if self.lpips is not None:
-            said["LPIPS"] = float(self.lpips(made[None] * 2 - 1, wanted[None] * 2 - 1).mean())
+        said: dict[str, Any] = {}
+        if paired:
+            said["L1"] = float((made - wanted).abs().double().mean())
+            said["PSNR"] = psnr(made, wanted)
+            said["SSIM"] = ssim(made, wanted) if side >= SMALLEST else None
+            said["MS-SSIM"] = ms_ssim(made, wanted) if side >= SMALLEST_OF_SCALES else None
+            if self.lpips is not None:
+                said["LPIPS"] = float(self.lpips(made[None] * 2 - 1, wanted[None] * 2 - 1).mean())
         if self.inception is not None:
             both = torch.stack((made, wanted))
             features = self.inception((both * 255.0).round().clamp(0, 255).to(torch.uint8))
-            said["features"] = features.flatten(1).double().numpy()
+            said["features"] = features.reshape(2, -1).double().numpy()
         return said
 
     def state(self) -> dict[int | str, dict[str, Any]]:
@@ -118,10 +118,13 @@ class PicturesEvaluator(Evaluator):
             self.images = state | self.images
 
     def result(self) -> dict[str, float]:
-        names = ["L1", "PSNR", "SSIM", "MS-SSIM", *(["LPIPS"] if self.lpips is not None else [])]
         # In the order of the ids, so that sums do not depend on who saw what.
         seen = [self.images[key] for key in sorted(self.images, key=str)]
-        out = {name: _mean([said[name] for said in seen if said[name] is not None]) for name in names}
+        names = ["L1", "PSNR", "SSIM", "MS-SSIM", *(["LPIPS"] if self.lpips is not None else [])]
+        known = [said for said in seen if "L1" in said]
+        out: dict[str, float] = {}
+        if known or not seen:
+            out = {name: _mean([said[name] for said in known if said[name] is not None]) for name in names}
         if self.inception is not None:
             out |= self._distances([said["features"] for said in seen])
         if self.segmenter is not None:
@@ -156,6 +159,13 @@ def _network(path: str, key: str) -> Callable[..., Tensor]:
 
     def run(*pictures: Tensor) -> Tensor:
         with torch.inference_mode():
-            return network(*pictures)
+            try:
+                made = network(*pictures)
+            except RuntimeError as error:  # TorchScript tells it over many lines, the last of which says what it was
+                raise UserError(f"pictures: {key}: {path}: the network takes no such pictures: "
+                                f"{str(error).strip().splitlines()[-1]}") from None  # fmt: skip
+            if not isinstance(made, Tensor):
+                raise UserError(f"pictures: {key}: {path}: the network gives a {type(made).__name__}, and no tensor")
+            return made
 
     return run

@@ -15,7 +15,7 @@ import torch
 
 from visionkit.config import ComponentConfig, Pipeline, build_component
 from visionkit.data.base import Source
-from visionkit.data.loader import Feed, eval_loader
+from visionkit.data.loader import Feed, eval_loader, readable
 from visionkit.data.wiring import build_feeds
 from visionkit.draw import comparison
 from visionkit.evaluate.base import Evaluator
@@ -74,6 +74,23 @@ def evaluate_model(
     return metrics
 
 
+def check_metrics(
+    model: MultiTaskModel,
+    pipeline: Pipeline,
+    plugins: PluginManager,
+    labels: Mapping[str, LabelSet],
+    sources: Mapping[str, Source],
+) -> None:
+    """Build every metric once, so that what is wrong with one is told before the training and not after it.
+
+    Raises:
+        UserError: an unknown metric or argument, a file that is missing, a metric that reads something else.
+    """
+    for feed in build_feeds(pipeline, plugins, sources, labels, training=False):
+        for head in feed.heads:
+            _evaluators(model, pipeline, plugins, labels, feed, head)
+
+
 class _SourceEvaluation:
     """All heads of one source, in one pass over its images."""
 
@@ -91,7 +108,7 @@ class _SourceEvaluation:
         self.evaluators = {head: _evaluators(model, pipeline, plugins, labels, feed, head) for head in self.heads}
         self.source_labels = {head: source_labels(pipeline, feed, head, labels[head]) for head in self.heads}
         self.records: dict[str, list[list[dict[str, Any]]]] = {head: [] for head in self.heads}  # a list an image
-        self.shown: list[dict[str, Prediction]] = []
+        self.shown: list[tuple[int | str, dict[str, Prediction]]] = []  # by image id
 
     @torch.inference_mode()
     def run(
@@ -142,7 +159,7 @@ class _SourceEvaluation:
                 found = prediction.to_coco(image.id, labels)
                 self.records[head].append([record for record in found if record["category_id"] != -1])
             if len(self.shown) < self.pipeline.evaluate.pictures:
-                self.shown.append({head: predictions[head][row] for head in self.heads})
+                self.shown.append((image.id, {head: predictions[head][row] for head in self.heads}))
 
     def results(self, world_size: int) -> dict[str, float]:
         """Metrics by ``source/head/metric``, over the images of all processes."""
@@ -176,14 +193,20 @@ class _SourceEvaluation:
     def write_predictions(self, folder: Path) -> None:
         """One COCO results file a head, for the heads whose predictions have such records."""
         for head, records in self.records.items():
-            if any(records) or any(p[head].to_coco(0, self.labels[head]) for p in self.shown):
+            if any(records) or any(p[head].to_coco(0, self.labels[head]) for _, p in self.shown):
                 write_atomically(folder / f"{head}.json", json.dumps(list(itertools.chain(*records))))
 
     def write_pictures(self, folder: Path) -> None:
         """Input, truth and prediction side by side, for the first images."""
         tasks = {task for task, _ in self.feed.heads.values()}
-        for index, predictions in enumerate(self.shown):
-            sample = self.feed.source.load(index, tasks)
+        made: dict[int | str, list[dict[str, Prediction]]] = {}
+        for key, found in self.shown:  # several, where the samples of a source are parts of its images
+            made.setdefault(key, []).append(found)
+        seen = readable(self.feed.source, tasks, self.pipeline.train.on_error, len(self.feed.source))
+        for index, sample in enumerate(itertools.islice(seen, len(self.shown))):
+            if not made.get(sample.info.id):  # it can be read, but was skipped for another reason
+                continue
+            predictions = made[sample.info.id].pop(0)
             targets: dict[str, Target | None] = {}
             for head in self.heads:
                 task, table = self.feed.heads[head]

@@ -13,7 +13,7 @@ from typing import IO, Any
 import cv2
 import numpy as np
 
-from visionkit.draw import draw_prediction
+from visionkit.draw import overlay
 from visionkit.errors import UserError
 from visionkit.model.run import write_atomically
 from visionkit.types import LabelSet, Prediction
@@ -23,8 +23,8 @@ class PredictionWriter:
     """Writes predictions as they come.
 
     ``OUT/HEAD.json`` holds the COCO results of a head, ``OUT/HEAD/NAME.png`` its label maps, and
-    ``OUT/pictures/NAME.jpg`` an overlay of all heads. A file appears when it is whole; the results files do when the
-    writer is closed::
+    ``OUT/pictures/NAME.jpg`` an overlay of all heads, beside which stand pictures that were made. A file appears when
+    it is whole; the results files do when the writer is closed::
 
         with PredictionWriter("out", predictor.labels) as writer:
             for result in predictor.stream(files):
@@ -83,8 +83,8 @@ class PredictionWriter:
                 _write_image(self.out / head / f"{name}{suffix}.png", picture)
                 self._count(f"{head}/", 1)
         if self.pictures and image is not None and predictions:
-            overlay = draw_prediction(image, predictions, self.labels, min_score=self.min_score)
-            _write_image(self.out / "pictures" / f"{name}.jpg", overlay)
+            picture = overlay(image, predictions, self.labels, min_score=self.min_score)
+            _write_image(self.out / "pictures" / f"{name}.jpg", picture)
             self._count("pictures/", 1)
 
     def close(self, *, keep: bool = True) -> None:

@@ -20,7 +20,11 @@ class Backbone(nn.Module):
     Attributes:
         spec: the levels it yields.
         mean, std: what pixels (0 ... 1, RGB) are normalised with before :meth:`forward`.
+        starts_from: names of arguments that only say what it starts from (files of weights): they are left out where
+            a run is loaded, which holds what they gave.
     """
+
+    starts_from: ClassVar[tuple[str, ...]] = ("pretrained",)
 
     spec: FeatureSpec
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -74,6 +78,8 @@ class Head(nn.Module):
             finds as ``upstream["memory"]``.
         exportable: whether ``forward`` can be captured by ``torch.export``.
         expected_failures: conformance check -> why this head cannot pass it.
+        starts_from: names of arguments that only say what it starts from (files of weights): they are left out where
+            a run is loaded, which holds what they gave.
 
     Instance attributes:
         levels: names of the feature levels it reads; set in the constructor.
@@ -93,6 +99,7 @@ class Head(nn.Module):
     remembers: ClassVar[bool] = False
     exportable: ClassVar[bool] = False
     expected_failures: ClassVar[Mapping[str, str]] = {}
+    starts_from: ClassVar[tuple[str, ...]] = ()
 
     levels: tuple[str, ...] = ()
     mirrors: bool = False
@@ -112,6 +119,10 @@ class Head(nn.Module):
             UserError: what is read does not fit; the message says what is missing.
         """
         self.port_labels = port_labels
+
+    def problems(self) -> list[str]:
+        """What a user should know before it is trained, a line each; ``train`` and ``validate`` tell it."""
+        return []
 
     def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> Any:
         """The head's output.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,6 +15,7 @@ from visionkit.model.base import Backbone, Head, Neck
 from visionkit.model.fold import join_frozen_norms
 from visionkit.model.graph import MultiTaskModel
 from visionkit.types import FeatureSpec, LabelSet
+from visionkit.types.features import LevelError
 
 if TYPE_CHECKING:
     from visionkit.plugins import PluginManager
@@ -58,6 +59,25 @@ def build_model(pipeline: Pipeline, plugins: PluginManager, labels: Mapping[str,
     return model
 
 
+def without_first_weights(pipeline: Pipeline, plugins: PluginManager) -> Pipeline:
+    """The pipeline without what its backbone and heads start from, for a model whose weights come from elsewhere."""
+
+    def bare(config: Any, names: tuple[str, ...]) -> Any:
+        return dataclasses.replace(config, args={k: v for k, v in config.args.items() if k not in names})
+
+    heads = {
+        name: bare(config, head_class(pipeline, plugins, name).starts_from) for name, config in pipeline.heads.items()
+    }
+    backbone = pipeline.backbone
+    if backbone is not None:
+        try:
+            made = plugins.load("backbone", backbone.name)
+        except PluginError as error:
+            raise pipeline.fail((*backbone.at, "name"), str(error)) from None
+        backbone = bare(backbone, getattr(made, "starts_from", Backbone.starts_from))
+    return dataclasses.replace(pipeline, heads=heads, backbone=backbone)
+
+
 def _specs(pipeline: Pipeline, plugins: PluginManager) -> tuple[FeatureSpec, FeatureSpec]:
     """All levels that backbone and neck could give, learnt on the meta device at no cost."""
     if pipeline.backbone is None:
@@ -83,7 +103,7 @@ def _typed(built, kind, config, pipeline):  # type: ignore[no-untyped-def]
 def _check_levels(head: Head, spec: FeatureSpec, config: HeadConfig, pipeline: Pipeline) -> None:
     try:
         spec.only(head.levels)
-    except ValueError as error:
+    except LevelError as error:
         raise pipeline.fail(config.at, f"head '{config.at[-1]}' ({config.name}): {error}") from None
 
 

@@ -93,7 +93,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # a damaged file makes pickle, zip and safetensors raise whatever they like
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [""])[0]
+        if len(reason.split()) < 2:  # a key, or the number of a byte
+            reason = "it is neither a safetensors file nor one that torch.save wrote"
         raise UserError(f"{path}: cannot be read as weights: {reason}") from None
     if isinstance(state, dict):
         state = next((state[key] for key in ("model", "state_dict") if isinstance(state.get(key), dict)), state)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from visionkit.config import Pipeline, load_pipeline
 from visionkit.errors import RunError
-from visionkit.model.build import build_model
+from visionkit.model.build import build_model, without_first_weights
 from visionkit.model.graph import MultiTaskModel
 from visionkit.types import LabelSet
 
@@ -170,19 +170,9 @@ def load_model(run: str | Path, plugins: PluginManager, overrides: tuple[str, ..
     pipeline, labels = folder.pipeline(overrides), folder.labels()
     if missing := [head for head in pipeline.heads if head not in labels]:
         raise RunError(f"{folder.labels_file} has no labels for head '{missing[0]}'")
-    model = build_model(without_pretrained(pipeline), plugins, labels)
+    model = build_model(without_first_weights(pipeline, plugins), plugins, labels)
     load_state(model, folder.weights(), str(folder.path))
     return LoadedRun(pipeline, labels, model.eval())
-
-
-def without_pretrained(pipeline: Pipeline) -> Pipeline:
-    """The pipeline without its request for pretrained weights, for a model whose weights come from elsewhere."""
-    import dataclasses
-
-    if pipeline.backbone is None or "pretrained" not in pipeline.backbone.args:
-        return pipeline
-    args = {k: v for k, v in pipeline.backbone.args.items() if k != "pretrained"}
-    return dataclasses.replace(pipeline, backbone=dataclasses.replace(pipeline.backbone, args=args))
 
 
 def write_run(path: str | Path, pipeline: Pipeline, labels: Mapping[str, LabelSet], model: MultiTaskModel) -> RunFolder:

@@ -87,8 +87,8 @@ def nothing_of(target: Target, labels: LabelSet) -> Target:
 def resized(sample: Sample, size: tuple[int, int], *, targets: bool = True) -> Sample:
     """The sample at another size; ``targets=False`` leaves its targets as they are, as in evaluation."""
     if targets:
-        return Resize(size=list(size))(sample)
-    return replace(Resize(size=list(size))(replace(sample, targets={})), targets=sample.targets)
+        return Resize(size=size)(sample)
+    return replace(Resize(size=size)(replace(sample, targets={})), targets=sample.targets)
 
 
 def mixed_batch(

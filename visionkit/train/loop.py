@@ -16,8 +16,9 @@ from visionkit.config import Pipeline
 from visionkit.data.loader import train_loader
 from visionkit.data.wiring import build_feeds, build_sources, resolve_labels
 from visionkit.errors import RunError, UserError
+from visionkit.evaluate.runner import check_metrics
 from visionkit.model import Head, MultiTaskModel
-from visionkit.model.build import build_model, head_class
+from visionkit.model.build import build_model, head_class, without_first_weights
 from visionkit.model.run import RunFolder, write_atomically
 from visionkit.train.checkpoint import load_checkpoint
 from visionkit.train.progress import Averages, MetricsFile, Progress
@@ -76,16 +77,21 @@ def train(
         raise pipeline.fail(("sources",), "nothing to train on: no source has a `train` split")
     held_out = build_sources(pipeline, plugins, "val")
     labels = resolve_labels(pipeline, plugins, {**held_out, **sources})
-    model = build_model(pipeline, plugins, labels)
+    first = pipeline if checkpoint is None else without_first_weights(pipeline, plugins)
+    model = build_model(first, plugins, labels)
     run = Run(folder, pipeline, model, labels)
     training = Training(run, plugins, fabric)
     feeds = build_feeds(pipeline, plugins, sources, labels, training=True)
+    check_metrics(model, pipeline, plugins, labels, held_out)
     progress = Progress(pipeline.train.steps, quiet=fabric.global_rank > 0)
     images = ", ".join(f"{len(source):,} of {name}" for name, source in sources.items())
     count = sum(parameter.numel() for parameter in model.parameters())
     progress.say(f"{out}: {count:,} parameters; heads {', '.join(model.order)}; images: {images}")
     for name, source in sources.items():
         for problem in source.problems():
+            progress.say(f"{name}: {problem}")
+    for name in model.order if checkpoint is None else ():
+        for problem in model.head(name).problems():
             progress.say(f"{name}: {problem}")
 
     if checkpoint is not None:

@@ -105,7 +105,8 @@ def _model(
     build_optimizers(model, phases_of(model), pipeline, balancer)
     count = sum(p.numel() for p in model.parameters())
     classes = ", ".join(f"{name} ({len(labels[name])} classes)" for name in model.order)
-    return (model, labels), f"{count:,} parameters; heads: {classes}"
+    told = [f"{name}: {problem}" for name in model.order for problem in model.head(name).problems()]
+    return (model, labels), "\n".join([f"{count:,} parameters; heads: {classes}", *told])
 
 
 def _feeds(

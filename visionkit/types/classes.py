@@ -98,9 +98,11 @@ class ClassPictures(Prediction):
     """A picture of every class.
 
     Attributes:
-        pictures: (classes, 3, H, W) float32 RGB in 0 ... 1, of the size of the original image.
+        pictures: (classes, 3, H, W) float32 RGB in 0 ... 1, of any size.
         names: of the classes, for files.
     """
+
+    covers = True
 
     pictures: Tensor
     names: tuple[str, ...]
@@ -123,7 +125,9 @@ class ClassPictures(Prediction):
         tiles[:count] = self.bytes()
         whole = tiles.view(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)
         pixels = whole.reshape(rows * height, columns * width, channels).numpy()
-        return cv2.resize(pixels, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_AREA)
+        larger = image.shape[0] > len(pixels) or image.shape[1] > pixels.shape[1]
+        way = cv2.INTER_LINEAR if larger else cv2.INTER_AREA
+        return cv2.resize(pixels, (image.shape[1], image.shape[0]), interpolation=way)
 
     def files(self) -> dict[str, np.ndarray]:
         """A file a class, by its name."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from visionkit.errors import UserError
+
 Features = Mapping[str, Tensor]
 """Feature maps by level name, each of shape (B, channels, H / stride, W / stride), rounded up."""
 
@@ -17,6 +19,13 @@ class Level:
 
     channels: int
     stride: int
+
+
+class LevelError(UserError, KeyError):
+    """There is no such feature level."""
+
+    def __str__(self) -> str:  # KeyError would put quotes around it
+        return str(self.args[0])
 
 
 class FeatureSpec(Mapping[str, Level]):
@@ -33,8 +42,7 @@ class FeatureSpec(Mapping[str, Level]):
         try:
             return self._levels[name]
         except KeyError:
-            known = ", ".join(self._levels) or "none"
-            raise KeyError(f"no feature level '{name}' (there is: {known})") from None
+            raise self._missing(name) from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._levels)
@@ -46,11 +54,15 @@ class FeatureSpec(Mapping[str, Level]):
         return f"FeatureSpec({', '.join(f'{n}: {v.channels}ch/{v.stride}' for n, v in self._levels.items())})"
 
     def only(self, names: Iterable[str]) -> FeatureSpec:
-        """The spec of just these levels, in the order given. Raises ``ValueError`` for a level that is not here."""
+        """The spec of just these levels, in the order given. Raises ``LevelError`` for a level that is not here."""
         names = tuple(names)
         if missing := [name for name in names if name not in self._levels]:
-            raise ValueError(f"no feature level '{missing[0]}' (there is: {', '.join(self._levels) or 'none'})")
+            raise self._missing(missing[0])
         return FeatureSpec({name: self[name] for name in names})
+
+    def _missing(self, name: str) -> LevelError:
+        known = ", ".join(self._levels) or "none: the pipeline has no backbone"
+        return LevelError(f"no feature level '{name}' (there is: {known})")
 
     def __or__(self, other: FeatureSpec) -> FeatureSpec:
         """Both specs together; a level of ``other`` hides one of the same name here."""

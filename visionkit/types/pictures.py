@@ -31,10 +31,12 @@ class PictureTarget(Target):
     Attributes:
         picture: (3, H, W) uint8 RGB, of the size of its image.
         shows: what is to be seen in it where, if the image that it is made of says so; for scores of what was made.
+        paired: whether it is what this image is to become, and no mere example.
     """
 
     picture: Tensor
     shows: SemanticTarget | None = None
+    paired: bool = True
 
     def __post_init__(self) -> None:
         if self.picture.ndim != 3 or self.picture.shape[0] != 3 or self.picture.dtype != torch.uint8:
@@ -43,11 +45,12 @@ class PictureTarget(Target):
 
     def moved(self, geometry: Geometry) -> PictureTarget:
         """Resized like an image, and averaged where it shrinks. What it shows is left out: nothing learns from it."""
-        return PictureTarget(geometry.image(self.picture, antialias_below=1.0))
+        return PictureTarget(geometry.image(self.picture, antialias_below=1.0), paired=self.paired)
 
     def padded(self, size: tuple[int, int]) -> PictureTarget:
         height, width = self.picture.shape[1:]
-        return PictureTarget(F.pad(self.picture, (0, size[1] - width, 0, size[0] - height), value=GREY))
+        padded = F.pad(self.picture, (0, size[1] - width, 0, size[0] - height), value=GREY)
+        return PictureTarget(padded, paired=self.paired)
 
     def signed(self) -> Tensor:
         """(3, H, W) float32 in -1 ... 1, the range of generators that end in tanh."""
@@ -64,6 +67,8 @@ class PicturePrediction(Prediction):
     Attributes:
         picture: (3, H, W) float32 RGB in 0 ... 1.
     """
+
+    covers = True
 
     picture: Tensor
 

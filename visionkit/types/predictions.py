@@ -17,7 +17,14 @@ from visionkit.types.targets import InstanceTarget, SemanticTarget
 
 
 class Prediction:
-    """Base of all predictions. A new kind of prediction says here how it looks and what files it makes."""
+    """Base of all predictions. A new kind of prediction says here how it looks and what files it makes.
+
+    Attributes:
+        covers: whether nothing of the image is seen in its drawing, which then stands beside those of other heads; a
+            head that makes such leaves a sheet over time.
+    """
+
+    covers: ClassVar[bool] = False
 
     def draw(self, image: np.ndarray, labels: LabelSet) -> np.ndarray:
         """An overlay on ``image`` ((H, W, 3) uint8 RGB, not changed) of the same size."""
