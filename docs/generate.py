@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import re
-import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,17 +10,9 @@ from typer.testing import CliRunner
 
 from visionkit.cli import COMMANDS, build_app
 from visionkit.config import shipped_pipelines, summary_of
+from visionkit.config.describe import describe
 from visionkit.plugins import KINDS, PluginManager
 from visionkit.testing import CHECKS, name_of, promise_of
-
-# What the core hands to a constructor itself: no key of a pipeline.
-GIVEN = {
-    "backbone": {"levels"},
-    "neck": {"spec", "levels"},
-    "head": {"spec", "labels"},
-    "evaluator": {"source", "labels", "label_map"},
-    "balancer": {"heads"},
-}
 
 
 def everything(folder: Path) -> None:
@@ -50,16 +39,12 @@ def components() -> Iterator[str]:
             yield from (f"## {kind.capitalize()}s", "")
         for component in listed:
             made = plugins.load(kind, component.name)
-            bases = made.__mro__ if isinstance(made, type) else (made,)
-            prose, meanings = read_docstring(*(inspect.cleandoc(base.__doc__ or "") for base in bases))
+            prose, arguments = describe(kind, made)
             yield from (f"### `{component.name}`", "", prose or component.summary, "")
-            arguments = [p for p in inspect.signature(made).parameters.values() if p.name not in GIVEN.get(kind, ())]
-            arguments = [p for p in arguments if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
             if arguments:
                 yield from ("| argument | type | default | meaning |", "|---|---|---|---|")
-            for p in arguments:
-                default = "" if p.default is p.empty else code(yaml_of(p.default))
-                yield f"| `{p.name}` | {code(type_of(made, p))} | {default} | {cell(meanings.get(p.name, ''))} |"
+            for one in arguments:
+                yield f"| `{one.name}` | {code(one.type)} | {code(one.default)} | {cell(one.meaning)} |"
             yield ""
 
 
@@ -86,40 +71,6 @@ def checks() -> Iterator[str]:
         for check in listed:
             yield f"| `{name_of(check)}` | {cell(promise_of(check))} |"
         yield ""
-
-
-def read_docstring(*texts: str) -> tuple[str, dict[str, str]]:
-    """The prose before the first section of a docstring, and what ``Args:`` says of each argument."""
-    meanings: dict[str, str] = {}
-    for text in texts:
-        section = re.search(r"^Args:[ \n](.*?)(?=^\S|\Z)", text, re.M | re.S)
-        said = re.findall(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {5,}.*)*)", section.group(1) if section else "", re.M)
-        for names, meaning in said:
-            for name in names.split(", "):
-                meanings.setdefault(name, " ".join(meaning.split()))
-    prose = re.split(r"^(?:Args|Attributes|Class attributes|Returns|Raises):", texts[0], maxsplit=1, flags=re.M)[0]
-    return plain(prose.strip()), {name: plain(meaning) for name, meaning in meanings.items()}
-
-
-def plain(text: str) -> str:
-    """Without the roles of reStructuredText: ``:class:`~package.module.Name``` is ``Name``."""
-    return re.sub(r":\w+:`~(?:\w+\.)*(\w+)`", r"`\1`", re.sub(r":\w+:`([^~`]+)`", r"`\1`", text))
-
-
-def type_of(made: Any, parameter: inspect.Parameter) -> str:
-    """An argument's type, aliases resolved."""
-    hints = typing.get_type_hints(made.__init__ if isinstance(made, type) else made)
-    shown = inspect.formatannotation(hints.get(parameter.name, ""))
-    return re.sub(r"\b(?:typing|collections\.abc)\.", "", shown).strip("'")
-
-
-def yaml_of(value: Any) -> str:
-    """A default as one writes it in a pipeline."""
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(yaml_of(v) for v in value)}]"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
 
 
 def code(text: Any) -> str:

@@ -51,7 +51,7 @@ def test_version(run: Run) -> None:
     assert run("--version") == (0, f"visionkit {visionkit.__version__}\n", "")
 
 
-@pytest.mark.parametrize("arguments", [["plugns"], ["plugins", "--jsn", "x"], ["validate"], ["plugins", "extra"]])
+@pytest.mark.parametrize("arguments", [["plugns"], ["plugins", "--jsn", "x"], ["validate"], ["plugins", "a", "b"]])
 def test_misuse_ends_with_status_2(run: Run, arguments: list[str]) -> None:
     status, out, err = run(*arguments)
     assert status == 2
@@ -91,6 +91,18 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("kind")
     assert done.stderr == ""
+
+
+def test_a_component_says_all_of_itself(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    status, out, _ = run("plugins", "pix2pix")
+    assert status == 0
+    assert "Task: picture. Losses: gan, l1; real, fake in the phase discriminator." in out
+    assert "\ndowns: int = 8\n    steps down of the U-Net" in out
+    assert "\nspec" not in out
+    status, _, err = run("plugins", "pix2pxi")
+    assert status == 2
+    assert "no component 'pix2pxi'; did you mean 'pix2pix'?" in err
 
 
 def test_plugins_as_json(run: Run, tmp_path: Path) -> None:

@@ -131,6 +131,25 @@ def test_a_head_with_memory_goes_on_from_the_frame_before(files: Any) -> None:
     torch.testing.assert_close(memory["seg"], 0.75 * alone[1] + 0.25 * alone[0])
 
 
+def test_a_head_that_mends_images_learns_and_passes_the_check(files: Any, run: Any, tmp_path: Path) -> None:
+    plugins = files("how-to/translate-pictures.md", "mend.py")
+    (tmp_path / "mend.yaml").write_text(
+        """
+heads: {picture: {name: mend, hidden: 8}}
+sources:
+  shapes:
+    name: painted
+    train: {source: {name: shapes, images: 4, seed: 0, size: 32}}
+    val: {source: {name: shapes, images: 2, seed: 1, size: 32}}
+train: {steps: 2, batch_size: 2, workers: 0}
+"""
+    )
+    metrics = train(load_pipeline("mend.yaml"), plugins, tmp_path / "run", accelerator="cpu")
+    assert metrics["shapes/picture/L1"] > 0
+    status, output = run(["check", "mend.py"])
+    assert status == 0, output
+
+
 # -- a source
 
 

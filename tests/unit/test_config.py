@@ -120,7 +120,7 @@ def test_a_file_is_found_by_path(tmp_path: Path) -> None:
         ("steps: 20", "steps: many", "my.yaml:22: train.steps: expected an integer, not the text 'many'"),
         ("steps: 20", "steps: '20'", "my.yaml:22: train.steps: expected an integer, not the text '20'"),
         ("steps: 20", "steps: 2.5", "my.yaml:22: train.steps: expected an integer, not 2.5"),
-        ("steps: 20", "steps: 0", "my.yaml:22: train.steps: expected greater than or equal to 1, not 0"),
+        ("steps: 20", "steps: 0", "my.yaml:22: train.steps: expected at least 1, not 0"),
         ("steps: 20", "channels_last: 1", "my.yaml:22: train.channels_last: expected true or false, not 1"),
         ("steps: 20", "channels_last: yes", "my.yaml:22: train.channels_last: expected true or false, not the text"),
         ("{lr: 1e-3}", "{name: sdg}", "my.yaml:23: train.optimizer.name: expected 'sgd' or 'adamw', not the text "

@@ -108,11 +108,8 @@ def signature_schema(kind: str, made: Any, given: frozenset[str] = frozenset()) 
         raise PluginError(f"the annotations of {name} cannot be resolved: {error}") from error
     fields: dict[str, Any] = {}
     extra: typing.Literal["allow", "forbid"] = "forbid"
-    ours = given | _NAMED.get(kind, set())
-    parameters = inspect.signature(made).parameters.values()
-    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    ours |= set(positional[: _POSITIONAL.get(kind, 0)])
-    for parameter in parameters:
+    ours = given | handed_over(kind, made)
+    for parameter in inspect.signature(made).parameters.values():
         if parameter.kind == parameter.VAR_KEYWORD and not parameter.name.startswith("_"):
             extra = "allow"
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) or parameter.name in ours:
@@ -129,6 +126,13 @@ def signature_schema(kind: str, made: Any, given: frozenset[str] = frozenset()) 
     schema = TypedDict("Arguments", fields)  # type: ignore[misc]
     schema.__pydantic_config__ = ConfigDict(extra=extra, arbitrary_types_allowed=True)  # type: ignore[attr-defined]
     return schema
+
+
+def handed_over(kind: str, made: Any) -> set[str]:
+    """The names of the arguments that the core hands to a constructor itself."""
+    parameters = inspect.signature(made).parameters.values()
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return {*positional[: _POSITIONAL.get(kind, 0)], *_NAMED.get(kind, ())}
 
 
 def title(kind: str, config: ComponentConfig) -> str:

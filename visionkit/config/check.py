@@ -88,6 +88,9 @@ def in_words(error: Any) -> str:
         "a valid integer": "an integer",
         "a valid number": "a number",
         "None": "null",
+        "greater than or equal to": "at least",
+        "less than or equal to": "at most",
+        "greater than": "more than",
     }.items():
         text = text.replace(pydantics, ours)
     return text
