@@ -158,3 +158,13 @@ def test_pictures_of_classes_are_drawn_as_tiles() -> None:
     expected = np.zeros((8, 8), np.uint8)
     expected[:4, 4:] = 255
     np.testing.assert_array_equal(made[..., 0], expected)
+
+
+def test_pictures_have_their_own_size_whatever_the_image() -> None:
+    one = ConditionalGAN(FeatureSpec(), LabelSet(NAMES), size=12)
+    info = (ImageInfo(id=0, path="", original_size=(40, 60), size=(20, 30)),)
+    data = Batch(torch.zeros(1, 3, 20, 30), info, ())
+    with torch.no_grad():
+        (said,) = one.predict(one({}, data, {}), data)
+    assert said.pictures.shape == (3, 3, 12, 12)
+    assert all(picture.shape == (12, 12, 3) for picture in said.files().values())

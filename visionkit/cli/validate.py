@@ -39,5 +39,7 @@ def command(
         write_text(json_file, json.dumps(checks, indent=1))
     failed = sum(not check["ok"] for check in checks)
     console.print(f"{len(checks) - failed} of {len(checks)} checks passed", highlight=False)
+    if not failed and not all_images:
+        console.print("of the images, one batch of each source was read; --all-images reads all", highlight=False)
     if failed:
         raise typer.Exit(2)

@@ -102,7 +102,7 @@ class ClassPictures(Prediction):
         names: of the classes, for files.
     """
 
-    covers = True
+    covers, located = True, False
 
     pictures: Tensor
     names: tuple[str, ...]

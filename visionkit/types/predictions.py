@@ -22,9 +22,11 @@ class Prediction:
     Attributes:
         covers: whether nothing of the image is seen in its drawing, which then stands beside those of other heads; a
             head that makes such leaves a sheet over time.
+        located: whether its files show what is where in the image, and so have its size.
     """
 
     covers: ClassVar[bool] = False
+    located: ClassVar[bool] = True
 
     def draw(self, image: np.ndarray, labels: LabelSet) -> np.ndarray:
         """An overlay on ``image`` ((H, W, 3) uint8 RGB, not changed) of the same size."""

@@ -236,8 +236,9 @@ def assert_labels(prediction: Prediction, labels: LabelSet) -> None:
 
 
 def _assert_size(prediction: Prediction, info: ImageInfo) -> None:
-    """Whatever of a prediction is a picture is of the size of the original."""
-    shapes = {f"the picture '{name}' of files": value.shape[:2] for name, value in prediction.files().items()}
+    """Whatever of a prediction is a picture of what is where is of the size of the original."""
+    files = prediction.files() if prediction.located else {}
+    shapes = {f"the picture '{name}' of files": value.shape[:2] for name, value in files.items()}
     if isinstance(prediction, SemanticPrediction):
         shapes["a label map"] = tuple(prediction.labels.shape)
     if isinstance(prediction, MaskPrediction):
