@@ -100,12 +100,7 @@ def signature_schema(kind: str, made: Any, given: frozenset[str] = frozenset()) 
     Raises:
         PluginError: an annotation cannot be resolved, or an argument is called as a key of the core.
     """
-    constructor = made.__init__ if isinstance(made, type) else made  # type: ignore[misc]
-    try:
-        hints = typing.get_type_hints(constructor, include_extras=True)
-    except Exception as error:
-        name = f"{made.__module__}.{made.__qualname__}"
-        raise PluginError(f"the annotations of {name} cannot be resolved: {error}") from error
+    hints = hints_of(made, include_extras=True)
     fields: dict[str, Any] = {}
     extra: typing.Literal["allow", "forbid"] = "forbid"
     ours = given | handed_over(kind, made)
@@ -133,6 +128,16 @@ def handed_over(kind: str, made: Any) -> set[str]:
     parameters = inspect.signature(made).parameters.values()
     positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return {*positional[: _POSITIONAL.get(kind, 0)], *_NAMED.get(kind, ())}
+
+
+def hints_of(made: Any, *, include_extras: bool = False) -> dict[str, Any]:
+    """The annotations of a constructor. Raises ``PluginError`` where one cannot be resolved."""
+    constructor = made.__init__ if isinstance(made, type) else made  # type: ignore[misc]
+    try:
+        return typing.get_type_hints(constructor, include_extras=include_extras)
+    except Exception as error:
+        name = f"{made.__module__}.{made.__qualname__}"
+        raise PluginError(f"the annotations of {name} cannot be resolved: {error}") from error
 
 
 def title(kind: str, config: ComponentConfig) -> str:

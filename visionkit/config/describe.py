@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import re
+import types
 import typing
 from dataclasses import dataclass
 from typing import Any
 
-from visionkit.config.arguments import handed_over
+from visionkit.config.arguments import handed_over, hints_of
 
 
 @dataclass(frozen=True)
@@ -27,20 +28,20 @@ def describe(kind: str, made: Any) -> tuple[str, list[Argument]]:
     prose, meanings = _read_docstring(*(inspect.cleandoc(base.__doc__ or "") for base in bases))
     if kind == "head":
         prose += f"\n\n{_of_head(made)}"
-    given, arguments = handed_over(kind, made), []
+    given, hints, arguments = handed_over(kind, made), hints_of(made), []
     for p in inspect.signature(made).parameters.values():
         if p.name in given or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
             continue
         default = "" if p.default is p.empty else _as_yaml(p.default)
-        arguments.append(Argument(p.name, _type_of(made, p), default, meanings.get(p.name, "")))
+        arguments.append(Argument(p.name, _in_words(hints.get(p.name, "")), default, meanings.get(p.name, "")))
     return prose.strip(), arguments
 
 
 def _of_head(made: Any) -> str:
     """What a head learns from, and the names by which its losses and phases are found again."""
-    losses = {"": getattr(made, "loss_names", ()), **made.phase_loss_names}
+    losses = {"": getattr(made, "loss_names", ()), **getattr(made, "phase_loss_names", {})}
     named = [f"{', '.join(names)}{phase and f' in the phase {phase}'}" for phase, names in losses.items() if names]
-    return f"Task: {made.task}. Losses: {'; '.join(named) or 'none'}."
+    return f"Task: {getattr(made, 'task', 'not said')}. Losses: {'; '.join(named) or 'none'}."
 
 
 def _read_docstring(*texts: str) -> tuple[str, dict[str, str]]:
@@ -61,11 +62,13 @@ def _plain(text: str) -> str:
     return re.sub(r":\w+:`~(?:\w+\.)*(\w+)`", r"`\1`", re.sub(r":\w+:`([^~`]+)`", r"`\1`", text))
 
 
-def _type_of(made: Any, parameter: inspect.Parameter) -> str:
-    """An argument's type, aliases resolved."""
-    hints = typing.get_type_hints(made.__init__ if isinstance(made, type) else made)  # type: ignore[misc]
-    shown = inspect.formatannotation(hints.get(parameter.name, ""))
-    return re.sub(r"\b(?:typing|collections\.abc)\.", "", shown).strip("'")
+def _in_words(annotation: Any) -> str:
+    """An argument's type without the modules of its parts."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return " | ".join(_in_words(one) for one in typing.get_args(annotation))
+    if annotation is type(None):
+        return "None"
+    return re.sub(r"\b(?:typing|collections\.abc)\.", "", inspect.formatannotation(annotation)).strip("'")
 
 
 def _as_yaml(value: Any) -> str:
