@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from visionkit import Head
 from visionkit.numbers import NonNegative, Positive, PositiveFloat
 from visionkit.types import Batch, ClassPictures, ClassTarget, Features, FeatureSpec, LabelSet, Mean, Output
-from visionkit_translation.pictures import Color, Spread, as_signed
 
 
 @dataclass
@@ -96,7 +95,6 @@ class ConditionalGAN(Head):
         noise: values that a picture is made from, uniform in 0 ... 1.
         dropout: probability, in training.
         loudness: how much noise counts in the beginning, see :class:`Generator`.
-        mean, std: what images were normalised with; in a pipeline without a backbone 0.5.
     """
 
     task = "class"
@@ -115,12 +113,10 @@ class ConditionalGAN(Head):
         noise: Positive = 100,
         dropout: NonNegative = 0.5,
         loudness: PositiveFloat = 2.0,
-        mean: Color = (0.5, 0.5, 0.5),
-        std: Spread = (0.5, 0.5, 0.5),
     ) -> None:
         super().__init__(spec, labels)
         self.size = (size, size) if isinstance(size, int) else size
-        self.noise, self.mean, self.std = noise, mean, std
+        self.noise = noise
         self.channels: Literal[1, 3] = 1 if gray else 3
         values = self.channels * self.size[0] * self.size[1]
         self.generator = Generator(noise, len(labels), values, dropout, loudness)
@@ -162,7 +158,7 @@ class ConditionalGAN(Head):
 
     def _real(self, batch: Batch) -> Tensor:
         """The images as values in 0 ... 1, at the size of pictures and without padding."""
-        images = (as_signed(batch.images, self.mean, self.std) + 1.0) / 2.0
+        images = (batch.signed() + 1.0) / 2.0
         parts = []
         for image, info in zip(images, batch.info):
             part = image[None, :, : info.size[0], : info.size[1]]

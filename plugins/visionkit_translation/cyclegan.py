@@ -16,10 +16,7 @@ from visionkit.types import Batch, Features, FeatureSpec, LabelSet, Mean, Pictur
 from visionkit_translation.discriminator import Objective, PatchGAN, gradient_penalty, judge_costs, made_cost
 from visionkit_translation.generators import ENCODER, Norm, ResNetGenerator
 from visionkit_translation.pictures import (
-    Color,
     PictureOutput,
-    Spread,
-    as_signed,
     inside,
     mean_absolute,
     predictions,
@@ -60,7 +57,6 @@ class CycleGAN(Head):
             0: it is not asked for.
         pool: earlier pictures that each discriminator is shown again; 0: none.
         pool_side: pixels a side of what is kept of them.
-        mean, std: what images were normalised with; in a pipeline without a backbone 0.5.
     """
 
     task = "unpaired"
@@ -87,12 +83,9 @@ class CycleGAN(Head):
         identity: NonNegative = 0.5,
         pool: Count = 50,
         pool_side: Positive = 256,
-        mean: Color = (0.5, 0.5, 0.5),
-        std: Spread = (0.5, 0.5, 0.5),
     ) -> None:
         super().__init__(spec, labels)
         self.objective, self.penalty, self.cycle, self.identity = objective, penalty, cycle, identity
-        self.mean, self.std = mean, std
         self.forth = ResNetGenerator(blocks=blocks, width=width, norm=norm)
         self.back = ResNetGenerator(blocks=blocks, width=width, norm=norm)
         if shared_encoder:
@@ -107,7 +100,7 @@ class CycleGAN(Head):
             self.loss_names = ("gan_forth", "gan_back", "cycle")
 
     def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> CycleOutput:
-        return CycleOutput(self.forth(as_signed(batch.images, self.mean, self.std)))
+        return CycleOutput(self.forth(batch.signed()))
 
     def phases(self) -> dict[str, Iterable[nn.Parameter]]:
         return {
@@ -117,7 +110,7 @@ class CycleGAN(Head):
 
     def losses(self, output: CycleOutput, batch: Batch[PictureTarget]) -> dict[str, Tensor | Mean]:
         """Paper, equations 1 to 3, and section 5.2 for the identity."""
-        first, second, known = as_signed(batch.images, self.mean, self.std), wanted(batch), inside(batch)
+        first, second, known = batch.signed(), wanted(batch), inside(batch)
         output.back = self.back(second)
         losses: dict[str, Tensor | Mean] = {
             "gan_forth": made_cost(self.objective, self.judge_second(output.picture)),
@@ -133,7 +126,7 @@ class CycleGAN(Head):
     def phase_losses(self, phase: str, output: CycleOutput, batch: Batch[PictureTarget]) -> Mapping[str, Any]:
         if phase == "main":
             return self.losses(output, batch)
-        first, second = as_signed(batch.images, self.mean, self.std), wanted(batch)
+        first, second = batch.signed(), wanted(batch)
         back = output.back
         if back is None:  # the output was cut to these rows before the losses were taken
             with torch.no_grad():

@@ -7,11 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from visionkit.numbers import PositiveFloat
 from visionkit.types import Batch, Output, PicturePrediction, PictureTarget
-
-Color = tuple[float, float, float]
-Spread = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
 
 @dataclass
@@ -43,14 +39,6 @@ def inside(batch: Batch) -> Tensor:
 def mean_absolute(one: Tensor, other: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     """Absolute differences of (B, 3, H, W) where ``known`` (B, 1, H, W) is 1: their sum, and how many there are."""
     return ((one.float() - other.float()).abs() * known).sum(), known.sum() * one.shape[1]
-
-
-def as_signed(images: Tensor, mean: Color, std: Color) -> Tensor:
-    """Normalised images (B, 3, H, W) in -1 ... 1, whatever they were normalised by."""
-    if mean == std == (0.5, 0.5, 0.5):
-        return images.float()
-    means, stds = (images.new_tensor(values)[:, None, None] for values in (mean, std))
-    return ((images * stds + means) * 2.0 - 1.0).float()
 
 
 def predictions(pictures: Tensor, batch: Batch) -> list[PicturePrediction]:

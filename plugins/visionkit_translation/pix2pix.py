@@ -103,7 +103,7 @@ class Pix2Pix(Head):
 
     def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> PictureOutput:
         if not self.levels:
-            return PictureOutput(self.generator(batch.images))
+            return PictureOutput(self.generator(batch.signed()))
         return PictureOutput(self.generator(features, (batch.images.shape[2], batch.images.shape[3])))
 
     def phases(self) -> dict[str, Iterable[nn.Parameter]]:
@@ -111,7 +111,7 @@ class Pix2Pix(Head):
 
     def losses(self, output: PictureOutput, batch: Batch[PictureTarget]) -> dict[str, Tensor | Mean]:
         """Paper, equation 4: the generator is to be taken for the truth, and to be near it."""
-        judged = self.discriminator(torch.cat((batch.images, output.picture), 1))
+        judged = self.discriminator(torch.cat((batch.signed(), output.picture), 1))
         truth = wanted(batch)
         total, count = mean_absolute(output.picture, truth, inside(batch))
         losses: dict[str, Tensor | Mean] = {
@@ -127,8 +127,9 @@ class Pix2Pix(Head):
     def phase_losses(self, phase: str, output: PictureOutput, batch: Batch[PictureTarget]) -> Mapping[str, Any]:
         if phase == "main":
             return self.losses(output, batch)
-        real = torch.cat((batch.images, wanted(batch)), 1)
-        made = torch.cat((batch.images, output.picture), 1)
+        images = batch.signed()
+        real = torch.cat((images, wanted(batch)), 1)
+        made = torch.cat((images, output.picture), 1)
         costs = judge_costs(self.objective, self.discriminator(real), self.discriminator(made))
         if self.objective == "wasserstein":
             costs["penalty"] = self.penalty * gradient_penalty(self.discriminator, real, made)

@@ -149,7 +149,7 @@ class StyleTransfer(Head):
         return self.vgg.problems()
 
     def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> PictureOutput:
-        return PictureOutput(self.network(batch.images))
+        return PictureOutput(self.network(batch.signed()))
 
     def phases(self) -> dict[str, Iterable[nn.Parameter]]:
         return {"main": self.network.parameters()}

@@ -151,13 +151,14 @@ def test_every_objective_trains_the_judges(objective: str) -> None:
 
 
 def test_images_that_were_normalised_otherwise_come_in_the_same_range() -> None:
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    one, other, data = head(), head(mean=mean, std=std), batch()
-    shift, scale = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
-    turned = replace(data, images=((data.images + 1) / 2 - shift) / scale)
-    torch.testing.assert_close(other({}, turned, {}).picture, one({}, data, {}).picture, rtol=1e-3, atol=1e-4)
-    output = other({}, turned, {})
-    assert value(other.losses(output, turned)["cycle"]) == pytest.approx(
+    mean, std = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
+    one, data = head(), batch()
+    images = ((data.images + 1) / 2 - mean[:, None, None]) / std[:, None, None]
+    turned = replace(data, images=images, mean=mean, std=std)
+    torch.testing.assert_close(turned.signed(), data.images, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(one({}, turned, {}).picture, one({}, data, {}).picture, rtol=1e-3, atol=1e-4)
+    output = one({}, turned, {})
+    assert value(one.losses(output, turned)["cycle"]) == pytest.approx(
         value(one.losses(one({}, data, {}), data)["cycle"]), rel=1e-3
     )
 

@@ -14,6 +14,7 @@ from visionkit.types import (
     InstanceTarget,
     LabelSet,
     Level,
+    MixedBatch,
     SemanticTarget,
 )
 
@@ -96,3 +97,16 @@ def test_feature_specs_name_what_they_have():
     assert list(spec) == ["c2", "p2"]
     with pytest.raises(UserError, match=r"no feature level 'p9' \(there is: c2, p2\)"):
         spec.only(["p9"])
+
+
+@pytest.mark.parametrize("mean", [(0.5, 0.5, 0.5), (0.485, 0.456, 0.406)])
+def test_images_come_in_the_range_of_pictures_whatever_they_were_normalised_with(mean):
+    pixels = torch.randint(0, 256, (2, 3, 6, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    info = (ImageInfo(0, "", (6, 8), (6, 8)), ImageInfo(1, "", (4, 5), (4, 5)))
+    batch = MixedBatch(pixels, info, {}).normalised(torch.tensor(mean), torch.tensor((0.229, 0.224, 0.225)))
+    signed = batch.view("any", [1, 0], targets=False).signed()
+    expected = pixels.float() / 127.5 - 1.0
+    torch.testing.assert_close(signed[1], expected[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(signed[0, :, :4, :5], expected[1, :, :4, :5], rtol=0, atol=1e-5)
+    assert not signed[0, :, 4:].any()
+    assert not signed[0, :, :, 5:].any()

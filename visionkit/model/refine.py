@@ -204,7 +204,11 @@ class Refiner:
     def logits(self, image: Tensor, views: Sequence[View]) -> tuple[Sequence[Tensor], Sequence[int]]:
         """Logits (classes, h, w) of views of one size, and the pixels per cell of each."""
         batch = MixedBatch(
-            torch.stack([self.pixels(image, view) for view in views]), tuple(view.info for view in views), {}
+            torch.stack([self.pixels(image, view) for view in views]),
+            tuple(view.info for view in views),
+            {},
+            self.model.mean,
+            self.model.std,
         )
         everything = list(range(len(views)))
         branches = self.model.branches(self.model.features(batch.images))

@@ -94,14 +94,25 @@ class Batch(Generic[T]):
         info: one a row.
         targets: one a row, in input pixels and in the head's own labels; empty where none were asked for
             (``forward`` and ``predict`` never need them).
+        mean, std: (3,) what pixels (0 ... 1, RGB) were normalised with: the backbone's statistics, or 0.5 in a pipeline
+            without one; ``None`` where it is not known, which then is taken for 0.5 too.
     """
 
     images: Tensor
     info: tuple[ImageInfo, ...]
     targets: tuple[T, ...] = ()
+    mean: Tensor | None = None
+    std: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.info)
+
+    def signed(self) -> Tensor:
+        """The images (B, 3, H, W) float32 in -1 ... 1, whatever they were normalised with; padding is 0."""
+        if self.mean is None or self.std is None:
+            return self.images.float()
+        x = self.images.float() * (self.std * 2.0)[:, None, None] + (self.mean * 2.0 - 1.0)[:, None, None]
+        return _blank(x, self.info)
 
     def rows(self, rows: Sequence[int]) -> Batch[T]:
         """The batch of just these rows."""
@@ -125,11 +136,14 @@ class MixedBatch:
             them already.
         info: one a row.
         targets: by head name, one a row; ``None`` where the image is not labelled for that head.
+        mean, std: (3,) what :meth:`normalised` has normalised them with.
     """
 
     images: Tensor
     info: tuple[ImageInfo, ...]
     targets: Mapping[str, Sequence[Target | None]]
+    mean: Tensor | None = None
+    std: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.info)
@@ -156,13 +170,7 @@ class MixedBatch:
         if x.is_floating_point():
             return replace(self, images=x)
         x = (x.float() - (mean * 255.0)[:, None, None]) / (std * 255.0)[:, None, None]
-        height, width = x.shape[-2:]
-        for row, info in enumerate(self.info):
-            if info.size[0] < height:
-                x[row, :, info.size[0] :, :] = 0.0
-            if info.size[1] < width:
-                x[row, :, :, info.size[1] :] = 0.0
-        return replace(self, images=x)
+        return replace(self, images=_blank(x, self.info), mean=mean, std=std)
 
     def mirrored(self) -> MixedBatch:
         """The same images with left and right exchanged, their padding where it was; without targets.
@@ -181,10 +189,21 @@ class MixedBatch:
 
     def view(self, head: str, rows: Sequence[int], *, targets: bool) -> Batch:
         """What ``head`` is shown of these rows; with ``targets``, every one of them must be labelled for it."""
-        batch: Batch = Batch(self.images, self.info).rows(rows)
+        batch: Batch = Batch(self.images, self.info, mean=self.mean, std=self.std).rows(rows)
         if not targets:
             return batch
         mine = [self.targets[head][row] for row in rows]
         if any(t is None for t in mine):
             raise ValueError(f"rows {list(rows)} are not all labelled for head '{head}'")
         return replace(batch, targets=tuple(mine))
+
+
+def _blank(x: Tensor, infos: Sequence[ImageInfo]) -> Tensor:
+    """Images (B, 3, H, W) with their padding set to 0, in place."""
+    height, width = x.shape[-2:]
+    for row, info in enumerate(infos):
+        if info.size[0] < height:
+            x[row, :, info.size[0] :, :] = 0.0
+        if info.size[1] < width:
+            x[row, :, :, info.size[1] :] = 0.0
+    return x

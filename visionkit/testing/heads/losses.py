@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +64,7 @@ def check_rows_of_its_output_are_its_images(case: HeadCase) -> None:
     both = MultiTaskModel(
         model.backbone, model.neck, {**heads, "reader": _reader(case)}, {**model.reads, "reader": {"port": NAME}}
     ).eval()
-    more = MixedBatch(batch.images, batch.info, {**batch.targets, "reader": case.batch(3).targets[NAME]})
+    more = replace(batch, targets={**batch.targets, "reader": case.batch(3).targets[NAME]})
     with seeded():
         expected = losses(model, batch)
     if said := difference(dict(expected), dict(losses(both, more)), rtol=1e-3):

@@ -56,7 +56,7 @@ def _only_if_it_remembers(case: HeadCase) -> None:
 
 def _row(batch: MixedBatch, row: int) -> MixedBatch:
     info = dataclasses.replace(batch.info[row], clip="clip", frame=row)
-    return MixedBatch(batch.images[row : row + 1], (info,), {})
+    return dataclasses.replace(batch, images=batch.images[row : row + 1], info=(info,), targets={})
 
 
 def _ask(model: MultiTaskModel, batch: MixedBatch, memory: dict[str, Any]) -> list[Prediction]:

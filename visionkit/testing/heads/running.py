@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -69,10 +70,10 @@ class _Whole(nn.Module):
 
     def __init__(self, model: MultiTaskModel, batch: MixedBatch) -> None:
         super().__init__()
-        self.model, self.info = model, batch.info
+        self.model, self.batch = model, batch
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return tuple(tensors(outputs(self.model, MixedBatch(images, self.info, {}))[NAME]).values())
+        return tuple(tensors(outputs(self.model, replace(self.batch, images=images, targets={}))[NAME]).values())
 
 
 CHECKS = (check_half_precision_works, check_memory_formats_agree, check_forward_can_be_exported)
