@@ -110,3 +110,10 @@ def test_images_come_in_the_range_of_pictures_whatever_they_were_normalised_with
     torch.testing.assert_close(signed[0, :, :4, :5], expected[1, :, :4, :5], rtol=0, atol=1e-5)
     assert not signed[0, :, 4:].any()
     assert not signed[0, :, :, 5:].any()
+
+
+def test_a_batch_takes_what_it_was_normalised_with_to_another_device():
+    images = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    batch = MixedBatch(images, (ImageInfo(0, "", (4, 4), (4, 4)),), {}).normalised(torch.ones(3), torch.ones(3))
+    moved = batch.to("meta")
+    assert {moved.images.device, moved.mean.device, moved.std.device} == {torch.device("meta")}

@@ -75,8 +75,10 @@ def parse_pipeline(text: str, path: str = "pipeline", overrides: Sequence[str] =
             hint = did_you_mean(key, SECTIONS) or ";"
             raise PipelineError(f"{marks[(key,)]}: unknown key '{key}' in the pipeline{hint} "
                                 f"allowed: {', '.join(SECTIONS)}")  # fmt: skip
+    tree = gather(raw)
+    complete_phases(tree)
     try:
-        pipeline = conform(_ADAPTER, Pipeline, gather(raw))
+        pipeline = conform(_ADAPTER, Pipeline, tree)
     except Finding as finding:
         raise PipelineError(f"{where(marks, finding.at)}: {finding.message}") from None
     place(pipeline, ())
@@ -116,15 +118,20 @@ def gather(raw: dict[str, Any]) -> dict[str, Any]:
     for section in ("train", "evaluate"):
         if isinstance(tree.get(section), dict):
             tree[section] = {k: inside[k](v) if k in inside else v for k, v in tree[section].items()}
-    train = tree.get("train")
-    if isinstance(train, dict) and isinstance(main := train.get("optimizer", {}), dict) and "phases" in train:
-
-        def whole(own: Any) -> Any:
-            """One that does not say which it is takes all that it does not say from the main one."""
-            return {**main, **own} if isinstance(own, dict) and "name" not in own else own
-
-        train["phases"] = each(train["phases"], whole)
     return tree
+
+
+def complete_phases(tree: dict[str, Any]) -> None:
+    """Give a phase's optimiser that has no name all that it does not say from the main one; in place."""
+    train = tree.get("train")
+    if not isinstance(train, dict) or not isinstance(train.get("phases"), dict):
+        return
+    main = train.get("optimizer")
+    if isinstance(main, dict):
+        train["phases"] = {
+            phase: {**main, **own} if isinstance(own, dict) and "name" not in own else own
+            for phase, own in train["phases"].items()
+        }
 
 
 def place(value: Any, at: tuple[str | int, ...]) -> None:

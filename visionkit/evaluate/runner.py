@@ -108,7 +108,7 @@ class _SourceEvaluation:
         self.evaluators = {head: _evaluators(model, pipeline, plugins, labels, feed, head) for head in self.heads}
         self.source_labels = {head: source_labels(pipeline, feed, head, labels[head]) for head in self.heads}
         self.records: dict[str, list[list[dict[str, Any]]]] = {head: [] for head in self.heads}  # a list an image
-        self.shown: list[tuple[int | str, dict[str, Prediction]]] = []  # by image id
+        self.shown: list[tuple[int | str, dict[str, Prediction]]] = []  # by what no other sample has
 
     @torch.inference_mode()
     def run(
@@ -159,7 +159,7 @@ class _SourceEvaluation:
                 found = prediction.to_coco(image.id, labels)
                 self.records[head].append([record for record in found if record["category_id"] != -1])
             if len(self.shown) < self.pipeline.evaluate.pictures:
-                self.shown.append((image.id, {head: predictions[head][row] for head in self.heads}))
+                self.shown.append((image.key, {head: predictions[head][row] for head in self.heads}))
 
     def results(self, world_size: int) -> dict[str, float]:
         """Metrics by ``source/head/metric``, over the images of all processes."""
@@ -199,14 +199,12 @@ class _SourceEvaluation:
     def write_pictures(self, folder: Path) -> None:
         """Input, truth and prediction side by side, for the first images."""
         tasks = {task for task, _ in self.feed.heads.values()}
-        made: dict[int | str, list[dict[str, Prediction]]] = {}
-        for key, found in self.shown:  # several, where the samples of a source are parts of its images
-            made.setdefault(key, []).append(found)
+        made = dict(self.shown)
         seen = readable(self.feed.source, tasks, self.pipeline.train.on_error, len(self.feed.source))
         for index, sample in enumerate(itertools.islice(seen, len(self.shown))):
-            if not made.get(sample.info.id):  # it can be read, but was skipped for another reason
+            predictions = made.get(sample.info.key)
+            if predictions is None:  # it can be read, but was skipped for another reason
                 continue
-            predictions = made[sample.info.id].pop(0)
             targets: dict[str, Target | None] = {}
             for head in self.heads:
                 task, table = self.feed.heads[head]

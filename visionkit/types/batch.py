@@ -153,6 +153,8 @@ class MixedBatch:
         return replace(
             self,
             images=self.images.to(device, non_blocking=non_blocking),
+            mean=None if self.mean is None else self.mean.to(device),
+            std=None if self.std is None else self.std.to(device),
             targets={
                 head: [None if t is None else t.to(device, non_blocking) for t in targets]
                 for head, targets in self.targets.items()
