@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 from visionkit.config import TrainConfig, load_pipeline, parse_pipeline, shipped_pipelines, summary_of
+from visionkit.config.arguments import signature_schema
+from visionkit.config.check import Finding, conform
 from visionkit.errors import PipelineError
 
 TEXT = """\
@@ -180,6 +185,84 @@ def test_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse_pipeline("heads: {a: {name: x, s: $HOME, t: ~/a, u: '$(ls)'}}").heads["a"].args == {
         "s": "$HOME", "t": "~/a", "u": "$(ls)"
     }  # fmt: skip
+
+
+def test_environment_variables_in_flow_style_are_one_scalar_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {
+        "LR": "1e-3",
+        "STEPS": "7",
+        "FLAG": "true",
+        "PATTERN": "a}, b: {c: 1",
+        "LINES": "1\nheads: 2",
+        "QUOTE": "'",
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    head = "heads: {a: {name: x, v: [${LR}, '${LR}', ${PATTERN}, \"${PATTERN}\", ${LINES}, ${QUOTE}, n${STEPS}m]}}"
+    text = head + "\n# ${NO_SUCH}: in a comment\ntrain: {steps: ${STEPS}, optimizer: {lr: ${LR}}}"
+    p = parse_pipeline(text)
+    assert p.heads["a"].args["v"] == [0.001, "1e-3", *[values["PATTERN"]] * 2, values["LINES"], "'", "n7m"]
+    assert (p.train.steps, p.train.optimizer.lr) == (7, 0.001)
+    assert parse_pipeline(head.replace("${LR}", "${NO_SUCH:-x, y: z}", 1)).heads["a"].args["v"][0] == "x, y: z"
+    assert parse_pipeline('heads: {a: {name: x, v: "${NO_SUCH:-a\\tb}"}}').heads["a"].args == {"v": "a\tb"}
+    assert "my.yaml:3: environment variable NO_SUCH is not set" in said(
+        text.replace("steps: ${STEPS}", "steps: ${NO_SUCH}")
+    )
+    assert "my.yaml:3: train.steps: expected an integer, not the text 'a}, b: {c: 1'" in said(
+        text.replace("steps: ${STEPS}", "steps: ${PATTERN}")
+    )
+    assert "my.yaml:1: '${STEPS-1}' is not an environment variable" in said(text.replace("${STEPS}", "${STEPS-1}"))
+    assert "my.yaml:1: a key cannot hold an environment variable" in said(text.replace("v:", "${LR}:"))
+    assert "my.yaml:1: not valid YAML" in said(text.replace("[${LR}", "*${LR}"))
+    monkeypatch.setenv("LR", "\udcff")
+    assert "my.yaml:1: environment variable LR is not valid UTF-8" in said(text)
+
+
+def test_quoted_environment_variables_are_numbers_where_text_is_not_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Head:
+        def __init__(self, spec: Any, labels: Any, *, size: int, tag: str, ratios: Sequence[float] = ()) -> None:
+            pass
+
+    monkeypatch.setenv("SIZE", "16")
+    text = "heads: {a: {name: x, size: '${SIZE}', tag: '${SIZE}', ratios: ['${SIZE}']}}\ntrain: {clip: '${SIZE}'}"
+    p = parse_pipeline(text)
+    assert p.train.clip == 16.0
+    schema = signature_schema("head", Head)
+    arguments = conform(TypeAdapter(schema), schema, p.heads["a"].args, "head 'a'")
+    assert arguments == {"size": 16, "tag": "16", "ratios": [16.0]}
+    monkeypatch.delenv("SIZE")  # a run is loaded without the environment that it was started in
+    assert parse_pipeline(p.to_yaml()).heads["a"].args == {"size": 16, "tag": "16", "ratios": [16]}
+    with pytest.raises(Finding, match="expected an integer, not the text '16'"):
+        conform(TypeAdapter(schema), schema, {"size": "16", "tag": ""}, "head 'a'")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("heads: " + "[" * 3000, "my.yaml: values are nested too deeply"),
+        ("heads: " + "[" * 220 + "]" * 220, "values are nested too deeply"),
+        ("heads:\n  a: {name: x, v: " + "9" * 5000 + "}", "my.yaml:2: an integer of 5,000 digits"),
+        ("a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+            f"{c}: &{c} [{', '.join([f'*{b}'] * 10)}]\n" for b, c in zip("abcdef", "bcdefg")),
+         "more than 200,000 values, counting each repetition of an alias"),
+        ("#" * 1_000_001, "my.yaml: 1,000,001 characters; at most 1,000,000 are read"),
+        (f"heads: {{{'a' * 300}: x}}", "my.yaml:1: a key of more than 200 characters: 'aaa"),
+        ("heads:\n\ta: x", "my.yaml:2: not valid YAML: found character '\\t'"),
+    ],
+)  # fmt: skip
+def test_texts_beyond_all_bounds_are_one_line(text: str, message: str) -> None:
+    error = said(text)
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert len(error) < 500
+
+
+def test_names_that_no_file_can_have(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="that is a folder, and none of that name is shipped"):
+        load_pipeline(str(tmp_path))
+    for name in ("x" * 5000, "a\0b", ""):
+        with pytest.raises(PipelineError, match="there is no such file"):
+            load_pipeline(name)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import is_typeddict
 
+from visionkit.config.reader import VariableText
 from visionkit.plugins import did_you_mean
 
 Path = tuple[str | int, ...]
@@ -27,7 +28,8 @@ class Finding(Exception):
 
 
 def conform(adapter: TypeAdapter, annotation: Any, data: Any, name: str = "") -> Any:
-    """``data`` as ``annotation`` wants it: lists become tuples, integers floats; nothing else is converted.
+    """``data`` as ``annotation`` wants it: lists become tuples, integers floats; nothing else is converted, but a
+    :class:`VariableText` where text is not accepted.
 
     Args:
         adapter: of ``annotation``, a dataclass or ``TypedDict``.
@@ -41,12 +43,34 @@ def conform(adapter: TypeAdapter, annotation: Any, data: Any, name: str = "") ->
         # becomes a number, no number a truth, but a list may be a tuple.
         return adapter.validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
+        if use_values(error, data):
+            return conform(adapter, annotation, with_values(data), name)
         raise first_finding(error, annotation, data, name) from None
+
+
+def use_values(error: ValidationError, data: Any) -> bool:
+    """Let each :class:`VariableText` that is an error stand for its value; whether there was one."""
+    values = [value_at(data, existing(data, e["loc"])) for e in error.errors(include_url=False)]
+    texts = [value for value in values if isinstance(value, VariableText) and not value.as_value]
+    for text in texts:
+        text.as_value = True
+    return bool(texts)
+
+
+def with_values(data: Any) -> Any:
+    """The same data, each :class:`VariableText` as what it stands for."""
+    if isinstance(data, dict):
+        return {key: with_values(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [with_values(value) for value in data]
+    return data.plain() if isinstance(data, VariableText) and data.as_value else data
 
 
 def first_finding(error: ValidationError, annotation: Any, data: Any, name: str) -> Finding:
     """The first of pydantic's errors, in words. Errors of one place (the branches of a union) are one finding."""
     errors = error.errors(include_url=False)
+    if errors[0]["type"] == "json_invalid":  # the only limit of JSON that is not one of YAML
+        return Finding((), f"{name or 'the pipeline'}: values are nested too deeply")
     unknown = [e for e in errors if e["type"] in ("unexpected_keyword_argument", "extra_forbidden")]
     for e in unknown[:1]:  # first of all: a misspelt key explains the missing one
         *parent, key = e["loc"]
@@ -62,9 +86,7 @@ def first_finding(error: ValidationError, annotation: Any, data: Any, name: str)
     if first["type"] == "missing" and missing and isinstance(missing[-1], str):
         return Finding(at, f"missing key '{missing[-1]}' in {shown or 'the pipeline'}")
     expected = " or ".join(dict.fromkeys(in_words(e) for e in here))
-    value = data
-    for step in at:
-        value = value[step]
+    value = value_at(data, at)
     hint = ""
     if first["type"] == "literal_error" and isinstance(value, str):
         hint = did_you_mean(value, first["ctx"]["expected"].replace("' or '", "', '").strip("'").split("', '"))
@@ -112,6 +134,13 @@ def existing(data: Any, loc: Sequence[str | int]) -> Path:
             continue
         at = (*at, step)
     return at
+
+
+def value_at(data: Any, at: Path) -> Any:
+    """What stands at ``at``."""
+    for step in at:
+        data = data[step]
+    return data
 
 
 def keys_at(annotation: Any, loc: Sequence[str | int]) -> list[str]:

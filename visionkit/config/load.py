@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -32,11 +33,12 @@ def load_pipeline(name_or_path: str, overrides: Sequence[str] = ()) -> Pipeline:
         PipelineError: there is no such pipeline, or it is wrong: ``file:line: ...`` or ``--set ...: ...``.
     """
     path = Path(name_or_path)
-    if not path.is_file():
+    if not _is_file(path):
         shipped = shipped_pipelines()
         if name_or_path not in shipped:
+            what = "that is a folder" if os.path.isdir(name_or_path) else "there is no such file"
             raise PipelineError(
-                f"no pipeline '{name_or_path}': there is no such file, and none of that name is shipped"
+                f"no pipeline '{name_or_path}': {what}, and none of that name is shipped"
                 f"{did_you_mean(name_or_path, shipped)}; 'visionkit pipelines' lists them"
             )
         path = shipped[name_or_path]
@@ -45,6 +47,13 @@ def load_pipeline(name_or_path: str, overrides: Sequence[str] = ()) -> Pipeline:
     except (OSError, UnicodeDecodeError) as error:
         raise PipelineError(f"{path}: cannot be read: {error}") from None
     return parse_pipeline(text, str(path), overrides)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have: too long, or with a null character
+        return False
 
 
 def shipped_pipelines() -> dict[str, Path]:
@@ -81,7 +90,7 @@ def parse_pipeline(text: str, path: str = "pipeline", overrides: Sequence[str] =
         pipeline = conform(_ADAPTER, Pipeline, tree)
     except Finding as finding:
         raise PipelineError(f"{where(marks, finding.at)}: {finding.message}") from None
-    place(pipeline, ())
+    place(pipeline, (), tree)
     pipeline = dataclasses.replace(pipeline, path=path, name=Path(path).stem, marks=marks)
     check_names(pipeline)
     return pipeline
@@ -134,15 +143,20 @@ def complete_phases(tree: dict[str, Any]) -> None:
         }
 
 
-def place(value: Any, at: tuple[str | int, ...]) -> None:
-    """Tell every component below ``value`` where it stands."""
+def place(value: Any, at: tuple[str | int, ...], tree: Any) -> None:
+    """Tell every component below ``value`` where it stands, and give it its arguments as they were read (``tree``):
+    on the way through JSON, a :class:`VariableText` has become mere text."""
     if isinstance(value, ComponentConfig):
         object.__setattr__(value, "at", at)
+        for name in ("args", "train", "val"):
+            if isinstance(tree, dict) and isinstance(tree.get(name), dict):
+                object.__setattr__(value, name, tree[name])
     if dataclasses.is_dataclass(value):
         value = {k: v for k, v in vars(value).items() if k not in ("args", "marks", "at")}
     if isinstance(value, dict | list):
         for key, child in value.items() if isinstance(value, dict) else enumerate(value):
-            place(child, (*at, key))
+            below = tree.get(key) if isinstance(tree, dict) else tree[key] if isinstance(tree, list) else None
+            place(child, (*at, key), below)
 
 
 def check_names(pipeline: Pipeline) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Lt, MinLen
 from pydantic import ConfigDict
 
-from visionkit.config.reader import dump
+from visionkit.config.reader import VariableText, dump
 from visionkit.errors import PipelineError
 from visionkit.numbers import Count, NonNegative, Positive, PositiveFloat
 
@@ -297,11 +297,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, ComponentConfig):
         own = {k: plain(v) for k, v in vars(value).items() if k not in ("name", "args", "at")}
         unset = [k for k, v in own.items() if v is None or (k in ("reads", "labels") and v == {})]
-        return {"name": value.name, **value.args, **{k: v for k, v in own.items() if k not in unset}}
+        return {"name": value.name, **plain(value.args), **{k: v for k, v in own.items() if k not in unset}}
     if hasattr(value, "__dataclass_fields__"):
         return {k: plain(v) for k, v in vars(value).items()}
     if isinstance(value, Mapping):
         return {k: plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
-    return value
+    return value.plain() if isinstance(value, VariableText) else value
