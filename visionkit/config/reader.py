@@ -156,11 +156,10 @@ class _Reader:
                 if not isinstance(key_node, yaml.ScalarNode):
                     raise PipelineError(f"{line}: a key must be text")
                 key = self.variables.shown(key_node.value)
-                if _REFERENCE.search(key) or len(key) > _LONGEST_KEY:
-                    what = (
-                        "an environment variable" if len(key) <= _LONGEST_KEY else f"more than {_LONGEST_KEY} letters"
-                    )
-                    raise PipelineError(f"{line}: a key cannot hold {what}: '{key[:_LONGEST_KEY]}'")
+                if len(key) > _LONGEST_KEY:
+                    raise PipelineError(f"{line}: a key of more than {_LONGEST_KEY} characters: '{key[:50]}...'")
+                if _REFERENCE.search(key):
+                    raise PipelineError(f"{line}: a key cannot hold an environment variable: '{key}'")
                 if key in data:
                     raise PipelineError(f"{line}: key '{key}' is given twice (first at {self.marks[(*at, key)]})")
                 self.marks[(*at, key)] = line
