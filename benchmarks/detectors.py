@@ -112,7 +112,7 @@ class Pair:
         info = tuple(ImageInfo(i, "", (side, side), (side, side)) for i in range(count))
         batch = MixedBatch(images, info, dict.fromkeys(model.order, targets))
         first = 1 if self.name == MASK else 0  # its background
-        told = [{"boxes": t.boxes, "labels": t.labels + first, "masks": t.masks} for t in targets]
+        told = [{"boxes": t.boxes, "labels": t.labels + first, "masks": t.masks.dense()} for t in targets]
 
         def ours() -> Tensor:
             losses, _ = model.losses(batch.normalised(model.mean, model.std))

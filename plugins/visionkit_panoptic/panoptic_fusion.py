@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from visionkit import Head
-from visionkit.layers import rle
 from visionkit.layers.semantic import cell_size, semantic_predictions
 from visionkit.types import (
     Batch,
     Features,
     FeatureSpec,
+    InstanceMasks,
     LabelSet,
     MaskOutput,
     MaskPrediction,
@@ -87,8 +87,8 @@ class PanopticFusion(Head):
         scores = found.scores.float().cpu()
         known = [i for i in range(len(labels)) if labels[i] >= 0 and scores[i] >= self.score]
         segments, things, classes = fuse(
-            [rle.decode(found.rles[i]) for i in known], scores[known].numpy(), semantic, (stuff >= 0).numpy(),
-            overlap=self.overlap, stuff_area=self.stuff_area,
+            InstanceMasks.from_rles([found.rles[i] for i in known], (semantic.shape[0], semantic.shape[1])),
+            scores[known].numpy(), semantic, (stuff >= 0).numpy(), overlap=self.overlap, stuff_area=self.stuff_area,
         )  # fmt: skip
         rows = [known[i] for i in things]
         return PanopticPrediction(
@@ -99,7 +99,7 @@ class PanopticFusion(Head):
 
 
 def fuse(
-    masks: Sequence[np.ndarray],
+    masks: InstanceMasks,
     scores: np.ndarray,
     semantic: np.ndarray,
     stuff: np.ndarray,
@@ -110,7 +110,7 @@ def fuse(
     """Objects first, best first, then stuff where nothing is yet.
 
     Args:
-        masks: N bitmaps (H, W).
+        masks: N masks of the image.
         scores: (N,).
         semantic: (H, W) uint8 label map.
         stuff: (classes,) bool, which of its classes are stuff.
@@ -123,12 +123,14 @@ def fuse(
     """
     segments = np.zeros(semantic.shape, np.int32)
     things: list[int] = []
+    crops, windows = masks.crops(), masks.windows.tolist()
     for i in np.argsort(-scores, kind="stable").tolist():
-        mask = masks[i].astype(bool)
-        area, free = int(mask.sum()), mask & (segments == 0)
+        left, top, width, height = windows[i]
+        mask, part = crops[i].numpy().astype(bool), segments[top : top + height, left : left + width]
+        area, free = int(mask.sum()), mask & (part == 0)
         if area and area - int(free.sum()) <= overlap * area:
             things.append(i)
-            segments[free] = len(things)
+            part[free] = len(things)
     rest = np.bincount(semantic[segments == 0], minlength=len(stuff))[: len(stuff)]
     classes = np.flatnonzero(stuff & (rest >= max(stuff_area, 1))).tolist()
     number = np.zeros(256, np.int32)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import roi_align
 
 from visionkit import Head
 from visionkit.layers.norm import NormName
@@ -130,9 +129,10 @@ class RoIMask(Head):
         labels = torch.cat([sample.labels for sample in samples])
         logits = self.mask_logits(output.features, [sample.boxes for sample in samples], labels)
         aims = torch.cat([
-            crop_masks(target.masks, sample, logits.shape[-1], aligned=self.pool.aligned)
+            target.masks.crop_and_resize(sample.boxes, sample.matched, logits.shape[-1], aligned=self.pool.aligned)
             for sample, target in zip(samples, batch.targets)
-        ])  # fmt: skip
+            if target.masks is not None
+        ] or [logits.new_zeros(0, *logits.shape[1:])])  # fmt: skip
         loss = F.binary_cross_entropy_with_logits(logits, aims, reduction="sum")
         return {"mask": Mean(loss, logits.numel())}
 
@@ -156,17 +156,4 @@ def with_mask(sample: RegionSamples, target: InstanceTarget) -> RegionSamples:
     """The regions that lie on an object which has a mask."""
     if target.masks is None:
         return RegionSamples(sample.boxes[:0], sample.matched[:0], sample.labels[:0])
-    return sample.on(target.masks.flatten(1).any(1).bool())
-
-
-def crop_masks(masks: Tensor | None, sample: RegionSamples, size: int, *, aligned: bool = False) -> Tensor:
-    """The mask of each region's object, cropped to the region and resampled to (n, size, size), float in 0 ... 1.
-
-    ``aligned`` as the features are: see :class:`~visionkit.layers.roi.RegionPool`.
-    """
-    if masks is None or not len(sample.boxes):
-        return sample.boxes.new_zeros(0, size, size)
-    # In float a mask is four times as large, so only those that are learnt from.
-    used, index = sample.matched.unique(return_inverse=True)
-    rois = torch.cat((index[:, None].to(sample.boxes), sample.boxes), 1)
-    return roi_align(masks[used][:, None].to(rois), rois, size, aligned=aligned)[:, 0]
+    return sample.on(target.masks.nonempty())

@@ -50,15 +50,21 @@ def mask_loss(prototypes: Tensor, coefficients: Tensor, masks: Tensor, boxes: Te
     return (each / sides.prod(1)).sum() * (total / max(1, len(boxes)))
 
 
-def semantic_loss(logits: Tensor, masks: Tensor, labels: Tensor) -> Tensor:
+def semantic_loss(
+    logits: Tensor, masks: Tensor, labels: Tensor, ignored: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
     """Binary cross-entropy of every class in every cell, as a mean over cells and a sum over classes.
 
     Args:
         logits: (classes, h, w).
         masks: (N, h, w) bool, of the objects.
         labels: (N,) int64, theirs.
+        ignored: cells (M, h, w) bool that do not count for the class of the same row, and these classes (M,) int64.
     """
-    aims = torch.zeros_like(logits)
+    aims, weight = torch.zeros_like(logits), torch.ones_like(logits)
     for mask, label in zip(masks, labels.tolist()):
         aims[label].masked_fill_(mask, 1.0)
-    return F.binary_cross_entropy_with_logits(logits, aims, reduction="sum") / logits[0].numel()
+    for cells, label in zip(ignored[0], ignored[1].tolist()) if ignored is not None else ():
+        weight[label].masked_fill_(cells, 0.0)
+    weight = torch.maximum(weight, aims)  # what is known to be an object counts
+    return F.binary_cross_entropy_with_logits(logits, aims, weight, reduction="sum") / logits[0].numel()

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from visionkit.layers.rle import RLE, encode_crops
 from visionkit.layers.semantic import resample
-from visionkit.types import ImageInfo
+from visionkit.types import ImageInfo, InstanceMasks
 
 
 def assemble(prototypes: Tensor, coefficients: Tensor) -> Tensor:
@@ -29,16 +29,17 @@ def inside(boxes: Tensor, height: int, width: int) -> Tensor:
     return rows[:, :, None] & columns[:, None]
 
 
-def on_grid(masks: Tensor, grid: tuple[int, int], cell: tuple[float, float]) -> Tensor:
-    """Masks (N, H, W) of 0 and 1 on a coarser grid, (N, rows, columns) bool: interpolated, and set above one half.
+def on_grid(masks: InstanceMasks, grid: tuple[int, int], cell: tuple[float, float]) -> Tensor:
+    """Masks on a coarser grid, (N, rows, columns) bool: interpolated bilinearly, and set above one half.
 
     Args:
         grid: rows and columns.
         cell: height and width of a cell in pixels.
     """
-    if not len(masks):
-        return masks.new_zeros(0, *grid, dtype=torch.bool)
-    return resample(masks[:, None].float(), grid, (1 / cell[0], 1 / cell[1]))[:, 0] > 0.5
+    out = torch.zeros(len(masks), *grid, dtype=torch.bool, device=masks.data.device)
+    for part, pixels in masks.dense_chunks(torch.float32):
+        out[part] = resample(pixels[:, None], grid, (1 / cell[0], 1 / cell[1]))[:, 0] > 0.5
+    return out
 
 
 def to_original(masks: Tensor, boxes: Tensor, cell: tuple[float, float], info: ImageInfo) -> list[RLE]:

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
-from visionkit.layers.boxes import IGNORED, OBJECTLESS, covered
+from visionkit.layers.boxes import IGNORED, OBJECTLESS, covered, pairwise_iou
 
 Grid = tuple[int, int]
 """Rows and columns of a level."""
@@ -68,7 +67,7 @@ def assign(
     matched = torch.full((len(priors),), OBJECTLESS, dtype=torch.int64, device=priors.device)
     if not bool(crowd.all()):
         number = (~crowd).nonzero()[:, 0]
-        iou = box_iou(objects[number], priors)
+        iou = pairwise_iou(objects[number], priors)
         value, index = iou.max(0)
         matched[value >= low] = IGNORED
         matched = torch.where(value >= high, number[index], matched)

@@ -223,13 +223,14 @@ class YOLACT(Head):
         prototypes, coefficients = output.prototypes[row], output.coefficients[row][positive]
         if target.masks is None:
             return Mean(prototypes.sum() * 0.0 + coefficients.sum() * 0.0, 0)
-        known = target.masks.flatten(1).any(1).bool()[on]
+        known = target.masks.nonempty()[on]
         on, coefficients = on[known], coefficients[known]
         cell = self._mask_cell(info)
         rows, columns = cells_of(info, cell)
         used, index = on.unique(return_inverse=True)
-        prototypes, masks = prototypes[:, :rows, :columns], on_grid(target.masks[used], (rows, columns), cell)[index]
+        masks = on_grid(target.masks.select(used), (rows, columns), cell)[index]
         boxes = target.boxes[on] / target.boxes.new_tensor((cell[1], cell[0], cell[1], cell[0]))
+        prototypes = prototypes[:, :rows, :columns]
         return Mean(mask_loss(prototypes, coefficients, masks, boxes, self.mask_samples), len(on))
 
     def _semantic_loss(self, output: YOLACTOutput, row: int, info: ImageInfo, target: InstanceTarget) -> Mean:
@@ -241,7 +242,10 @@ class YOLACT(Head):
         objects = target.select(~target.crowd)
         assert objects.masks is not None
         logits, masks = logits[:, :rows, :columns], on_grid(objects.masks, (rows, columns), cell)
-        return Mean(semantic_loss(logits, masks, objects.labels), 1)
+        # Which cells belong to an object without a mask is not known, so the cells of its box teach its class nothing.
+        unknown = objects.select(~objects.masks.annotated)
+        cells = inside(unknown.boxes / unknown.boxes.new_tensor((cell[1], cell[0]) * 2), rows, columns)
+        return Mean(semantic_loss(logits, masks, objects.labels, (cells, unknown.labels)), 1)
 
     def _mask_cell(self, info: ImageInfo) -> tuple[float, float]:
         """Height and width of a cell of the prototypes, in input pixels."""

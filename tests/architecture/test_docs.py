@@ -25,7 +25,7 @@ from visionkit.config import pipeline as models
 from visionkit.model.importing import Importer
 from visionkit.plugins import PluginManager
 from visionkit.train import Balancer, Run
-from visionkit.types import Batch, ImageInfo, Mean, Output, Prediction, Target
+from visionkit.types import Batch, ImageInfo, InstanceMasks, Mean, Output, Prediction, Target
 
 # -- the pipeline reference
 
@@ -167,7 +167,7 @@ def test_every_kind_and_every_attribute_of_a_run_is_documented(repository: Path)
 CONTRACTS = {
     contract.__name__: contract
     for contract in (Backbone, Neck, Head, Source, Sample, Transform, Evaluator, Balancer, Importer,
-                     Target, Prediction, Output, Mean, Batch, ImageInfo)
+                     Target, InstanceMasks, Prediction, Output, Mean, Batch, ImageInfo)
 }  # fmt: skip
 
 

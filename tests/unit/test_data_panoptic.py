@@ -89,7 +89,8 @@ def test_panoptic_agrees_with_masks_and_semantic(shapes: ShapesSource) -> None:
         np.testing.assert_array_equal(panoptic.semantic().labels, targets["semantic"].labels)
         things = torch.tensor(shapes.labels["panoptic"].things)[panoptic.labels]
         regions = [panoptic.segments == i + 1 for i in range(len(panoptic)) if things[i]]
-        own = {(mask.numpy().tobytes(), label) for mask, label in zip(masks.masks.bool(), masks.labels.tolist())}
+        bitmaps = masks.masks.dense().bool()
+        own = {(mask.numpy().tobytes(), label) for mask, label in zip(bitmaps, masks.labels.tolist())}
         names = [shapes.labels["panoptic"].names[label] for label in panoptic.labels[things]]
         labels = [shapes.labels["masks"].label(name) for name in names]
         seen = {(region.numpy().tobytes(), label) for region, label in zip(regions, labels)}

@@ -52,7 +52,7 @@ def test_labels_of_all_kinds_agree(folder: Path) -> None:
         np.testing.assert_array_equal(labels, stored)
         stuff |= set(np.unique(labels).tolist())
         taken = np.zeros(labels.shape, int)
-        for i, mask in enumerate(target.masks.numpy().astype(bool)):
+        for i, mask in enumerate(target.masks.dense().numpy().astype(bool)):
             counts[target.labels[i]] += 1
             assert (labels[mask] == int(target.labels[i])).all()
             taken += mask

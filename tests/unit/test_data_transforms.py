@@ -28,7 +28,7 @@ from visionkit.data.transforms import (
     as_transform,
 )
 from visionkit.errors import UserError
-from visionkit.types import IGNORE, ImageInfo, InstanceTarget, SemanticTarget, Target
+from visionkit.types import IGNORE, ImageInfo, InstanceMasks, InstanceTarget, SemanticTarget, Target
 
 
 def a_sample(height: int = 48, width: int = 64, image: Tensor | None = None) -> Sample:
@@ -109,7 +109,7 @@ def test_boxes_masks_keypoints_and_labels_move_with_the_pixels(name: str) -> Non
         old = before.targets["boxes"]
         for i, number in enumerate(target.ids.tolist()):
             k = old.ids.tolist().index(number)
-            ys, xs = np.nonzero(target.masks[i].numpy())
+            ys, xs = np.nonzero(target.masks.dense()[i].numpy())
             seen = torch.tensor((xs.min(), ys.min(), xs.max() + 1, ys.max() + 1), dtype=torch.float32)
             torch.testing.assert_close(target.boxes[i], seen, atol=1.0, rtol=0)
             back = out.info.boxes_to_original(target.boxes[i : i + 1])[0]
@@ -182,7 +182,9 @@ def test_objects_that_leave_the_image_are_left_out_and_keypoints_no_longer_label
 
 def test_an_object_whose_box_remains_but_whose_mask_is_gone_is_left_out() -> None:
     sample = a_sample()
-    sample.targets["masks"].masks[0, :, :20] = 0
+    dense = sample.targets["masks"].masks.dense()
+    dense[0, :, :20] = 0
+    sample.targets["masks"].masks = InstanceMasks.from_dense(dense)
     assert Geometry((0, 0, 18, 48), (48, 18)).sample(sample).targets["masks"].ids.tolist() == []
     without = a_sample()
     without.targets["boxes"].masks = None
@@ -225,8 +227,8 @@ def test_padding_of_targets() -> None:
     assert labels.shape == (50, 70)
     assert bool((labels[48:] == IGNORE).all() and (labels[:, 64:] == IGNORE).all())
     masks = pad_target(sample.targets["masks"], (50, 70)).masks
-    assert masks.shape == (2, 50, 70)
-    assert int(masks.sum()) == 720
+    assert masks.dense().shape == (2, 50, 70)
+    assert int(masks.areas().sum()) == 720
 
 
 # -- colours ----------------------------------------------------------------------------------------------------------

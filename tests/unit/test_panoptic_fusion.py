@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from visionkit.types import InstanceMasks
 from visionkit_panoptic.panoptic_fusion import fuse
 
 DATA = Path(__file__).parents[1] / "data" / "detectron2_ops"
+
+
+def crops(masks: Sequence[np.ndarray]) -> InstanceMasks:
+    return InstanceMasks.from_dense(torch.from_numpy(np.stack(masks)))
 
 
 @pytest.mark.parametrize("case", ["pan_map_5", "pan_map_8"])
@@ -20,7 +27,7 @@ def test_it_merges_as_detectron2_does(case: str) -> None:
     keep = np.flatnonzero(facts["pan_scores"] >= said["instance_score"])
 
     segments, things, classes = fuse(
-        list(facts["pan_masks"][keep]), facts["pan_scores"][keep], facts["pan_semantic"],
+        crops(facts["pan_masks"][keep]), facts["pan_scores"][keep], facts["pan_semantic"],
         np.arange(6) > 0, overlap=said["overlap"], stuff_area=said["stuff_area"],
     )  # fmt: skip
 
@@ -61,13 +68,16 @@ def test_it_keeps_the_rule(seed: int) -> None:
     scores, semantic = rng.random(8), np.repeat(rng.integers(0, 5, (32, 5)), 8, 1).astype(np.uint8)
     stuff = np.array([True, True, False, True, False])
 
-    segments, _, _ = fuse(masks, scores, semantic, stuff, overlap=0.4, stuff_area=100)
+    segments, _, _ = fuse(crops(masks), scores, semantic, stuff, overlap=0.4, stuff_area=100)
 
     np.testing.assert_array_equal(segments, plainly(masks, scores, semantic, stuff, 0.4, 100))
 
 
 def test_with_nothing_found_there_is_stuff_alone() -> None:
     semantic = np.array([[0, 0, 1], [0, 2, 2]], np.uint8)
-    segments, things, classes = fuse([], np.zeros(0), semantic, np.array([True, True, True]), overlap=0.5, stuff_area=2)
+    nothing = InstanceMasks.from_crops([], (2, 3))
+    segments, things, classes = fuse(
+        nothing, np.zeros(0), semantic, np.array([True, True, True]), overlap=0.5, stuff_area=2
+    )
     np.testing.assert_array_equal(segments, [[1, 1, 0], [1, 2, 2]])  # one pixel of class 1 is too small an area
     assert (things, classes) == ([], [0, 2])

@@ -16,7 +16,7 @@ from visionkit.errors import UserError
 from visionkit.layers.boxes import IGNORED, OBJECTLESS, decode, encode, match, sample
 from visionkit.layers.roi import RegionPool
 from visionkit.model import MultiTaskModel
-from visionkit.types import Features, FeatureSpec, ImageInfo, InstanceTarget, LabelSet, Level, MixedBatch
+from visionkit.types import Features, FeatureSpec, ImageInfo, InstanceMasks, InstanceTarget, LabelSet, Level, MixedBatch
 from visionkit_rcnn.rcnn import RCNN
 from visionkit_rcnn.roi_keypoint import RoIKeypoint, cells_of, peaks
 from visionkit_rcnn.roi_mask import RoIMask
@@ -78,7 +78,8 @@ def test_objects_without_mask_or_keypoints_do_not_train_those_branches() -> None
     bare = instances(OBJECTS.boxes.tolist(), OBJECTS.labels.tolist())
     assert bare.masks is not None
     assert bare.keypoints is not None
-    bare.masks[1], bare.keypoints[1, :, 2] = 0, 0
+    rles = bare.masks.to_rles()
+    bare.masks, bare.keypoints[1, :, 2] = InstanceMasks.from_rles([rles[0], None], bare.masks.size), 0
     alone = bare.select(torch.tensor([0]))
     model.heads["boxes"].choose = lambda rpn, targets: [torch.cat((OBJECTS.boxes, OBJECTS.boxes + 2))]  # type: ignore
     both, _ = model.losses(make_batch(bare))

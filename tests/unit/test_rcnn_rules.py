@@ -19,10 +19,10 @@ from visionkit.layers.boxes import encode
 from visionkit.layers.paste import paste_masks
 from visionkit.layers.rle import decode
 from visionkit.model import MultiTaskModel
-from visionkit.types import Anchors, FeatureSpec, ImageInfo, InstanceTarget, LabelSet, Level, MixedBatch, RegionSamples
+from visionkit.types import Anchors, FeatureSpec, ImageInfo, InstanceTarget, LabelSet, Level, MixedBatch
 from visionkit_rcnn.rcnn import RCNN, Regions
 from visionkit_rcnn.roi_keypoint import RoIKeypoint
-from visionkit_rcnn.roi_mask import RoIMask, crop_masks
+from visionkit_rcnn.roi_mask import RoIMask
 from visionkit_rcnn.rpn import RPN, RPNOutput
 
 SPEC = FeatureSpec({f"p{k}": Level(8, 2**k) for k in range(2, 7)})
@@ -67,10 +67,9 @@ def batch_of(*targets: InstanceTarget, heads: Sequence[str] = ("boxes",)) -> Mix
 
 def test_a_mask_is_cropped_to_the_region_and_not_to_its_object() -> None:
     region = torch.tensor([[10, 12, 38, 40.0]])
-    sample = RegionSamples(region, torch.tensor([0]), torch.tensor([1]))
     assert OBJECTS.masks is not None
-    found = crop_masks(OBJECTS.masks, sample, 28, aligned=True)[0]
-    assert torch.equal(found, OBJECTS.masks[0, 12:40, 10:38].float())  # one cell a pixel
+    found = OBJECTS.masks.crop_and_resize(region, torch.tensor([0]), 28, aligned=True)[0]
+    assert torch.equal(found, OBJECTS.masks.dense()[0, 12:40, 10:38].float())  # one cell a pixel
     assert 0 < found.mean() < 1
 
 

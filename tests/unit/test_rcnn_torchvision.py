@@ -125,7 +125,7 @@ def batch_for(theirs: FasterRCNN, images: Sequence[Tensor], targets: dict[str, l
 
 def theirs_of(target: InstanceTarget) -> dict[str, Tensor]:
     return {
-        "boxes": target.boxes, "labels": target.labels + 1, "masks": target.masks, "keypoints": target.keypoints
+        "boxes": target.boxes, "labels": target.labels + 1, "masks": target.masks.dense(), "keypoints": target.keypoints
     }  # fmt: skip
 
 

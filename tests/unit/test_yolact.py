@@ -15,7 +15,7 @@ from torchvision.ops import box_convert, box_iou, nms
 
 from visionkit.layers.boxes import IGNORED, OBJECTLESS, decode, encode
 from visionkit.layers.rle import decode as bitmap
-from visionkit.types import FeatureSpec, ImageInfo, InstanceTarget, LabelSet, Level, Mean, MixedBatch
+from visionkit.types import FeatureSpec, ImageInfo, InstanceMasks, InstanceTarget, LabelSet, Level, Mean, MixedBatch
 from visionkit_yolact.fast_nms import cross_class_fast_nms, fast_nms
 from visionkit_yolact.losses import class_loss, mask_loss, semantic_loss
 from visionkit_yolact.masks import assemble, inside, on_grid, to_original
@@ -345,8 +345,7 @@ def test_masks_are_cropped_to_the_object_in_training_and_to_the_found_box_when_p
     assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (16, 16, 64, 64)  # and a rim of a cell
 
     target = objects((40, 40, 88, 72))
-    assert target.masks is not None
-    target.masks[0, 40:72, 40:88] = 1
+    target.masks = InstanceMasks.from_crops([(40, 40, np.ones((32, 48), np.uint8))], (SIZE, SIZE))
     view = MixedBatch(torch.zeros(1, 3, SIZE, SIZE), (info,), {"masks": [target]}).view("masks", [0], targets=True)
     found = head.losses(output, view)["mask"]
     assert isinstance(found, Mean)
@@ -373,7 +372,7 @@ def test_padding_changes_nothing() -> None:
         getattr(large[0], part)[:, :, : own.shape[2], : own.shape[3]] = own
     found, predicted = [], []
     for (output, _), size in ((small, (height, width)), (large, (SIZE, SIZE))):
-        fitting = replace(target, masks=target.masks[:, : size[0], : size[1]])  # type: ignore[index]
+        fitting = replace(target, masks=target.masks.dense()[:, : size[0], : size[1]])  # type: ignore[union-attr]
         batch = MixedBatch(torch.zeros(1, 3, *size), (info,), {"masks": [fitting]}).view("masks", [0], targets=True)
         torch.manual_seed(0)
         found.append({name: loss.value() for name, loss in head.losses(output, batch).items()})  # type: ignore[union-attr]
@@ -429,11 +428,12 @@ def test_masks_find_their_way_back_into_the_original(affine) -> None:
 def test_masks_on_a_coarser_grid() -> None:
     masks = (F.interpolate(torch.rand(3, 1, 5, 5), size=(69, 69)) > 0.5)[:, 0].to(torch.uint8)
     expected = F.interpolate(masks[None].float(), size=(18, 18), mode="bilinear", align_corners=False)[0] > 0.5
-    assert torch.equal(on_grid(masks, (18, 18), (69 / 18, 69 / 18)), expected)
-    padded = F.pad(masks, (0, 27, 0, 27))
+    crops = InstanceMasks.from_dense(masks)
+    assert torch.equal(on_grid(crops, (18, 18), (69 / 18, 69 / 18)), expected)
+    padded = crops.padded((96, 96))
     part = on_grid(padded, (25, 25), (69 / 18, 69 / 18))
     assert torch.equal(part[:, :17, :17], expected[:, :17, :17])
-    assert on_grid(masks[:0], (4, 4), (8, 8)).shape == (0, 4, 4)
+    assert on_grid(InstanceMasks.from_crops([], (69, 69)), (4, 4), (8, 8)).shape == (0, 4, 4)
 
 
 def test_what_cannot_work_is_refused() -> None:

@@ -26,7 +26,7 @@ from visionkit.data.base import Sample, Source
 from visionkit.data.images import inside, read_image
 from visionkit.data.panoptic import PanopticMaps
 from visionkit.errors import DataError
-from visionkit.types import ImageInfo, InstanceTarget, Target
+from visionkit.types import ImageInfo, InstanceMasks, InstanceTarget, Target
 
 INSTANCE_TASKS = ("boxes", "masks", "keypoints")
 MAP_TASKS = ("semantic", "panoptic")
@@ -180,7 +180,9 @@ class CocoSource(Source):
         mine = slice(first, last)
         masks = keypoints = None
         if "masks" in tasks and objects.segments is not None:
-            masks = torch.from_numpy(objects.segments.decode(first, last, size))
+            segments = objects.segments
+            rles = [segments.encoded(row) if segments.kind[row] else None for row in range(first, last)]
+            masks = InstanceMasks.from_rles(rles, size)
         if "keypoints" in tasks and objects.keypoints is not None:
             keypoints = torch.from_numpy(objects.keypoints[mine].copy())
         return InstanceTarget(

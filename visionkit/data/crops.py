@@ -18,7 +18,7 @@ from visionkit.data.geometry import Geometry
 from visionkit.data.images import as_hwc, from_hwc
 from visionkit.data.pairs import built_source
 from visionkit.errors import DataError, UserError
-from visionkit.types import IGNORE, Crop, ImageInfo, InstanceTarget, SemanticTarget, Target
+from visionkit.types import IGNORE, Crop, ImageInfo, InstanceMasks, InstanceTarget, SemanticTarget, Target
 
 TASK = "keypoints"
 
@@ -223,6 +223,11 @@ class TurnedWindow(Geometry):
         old = np.array(((a, b, tx), (c, d, ty), (0.0, 0.0, 1.0)))
         new = self.matrix @ old
         return replace(info, size=self.size, affine=tuple(new.ravel().tolist()))
+
+    def masks(self, masks: InstanceMasks) -> InstanceMasks:
+        bitmaps = (self.map(mask.numpy()) for _, chunk in masks.dense_chunks() for mask in chunk)
+        crops = ((0, 0, bitmap) if known else None for bitmap, known in zip(bitmaps, masks.annotated.tolist()))
+        return InstanceMasks.from_crops(crops, self.size)
 
     def map(self, values: np.ndarray) -> np.ndarray:
         return self._warped(values, self.matrix, cv2.INTER_NEAREST, 0)

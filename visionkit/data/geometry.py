@@ -13,7 +13,7 @@ from torch import Tensor
 
 from visionkit.data.base import Sample
 from visionkit.data.images import as_hwc, from_hwc
-from visionkit.types import IGNORE, ImageInfo, InstanceTarget, SemanticTarget, Target
+from visionkit.types import IGNORE, ImageInfo, InstanceMasks, InstanceTarget, SemanticTarget, Target
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,13 @@ class Geometry:
         old = info.affine
         new = (a * old[0], a * old[1], a * old[2] + tx, d * old[3], d * old[4], d * old[5] + ty)
         return replace(info, size=self.size, affine=new)
+
+    def masks(self, masks: InstanceMasks) -> InstanceMasks:
+        """Masks, with the pixels that :meth:`map` gives to each of them at full size."""
+        left, top, right, bottom = self.window
+        rows = _nearest(np.arange(masks.size[0])[top:bottom], self.size[0])
+        columns = _nearest(np.arange(masks.size[1])[left:right], self.size[1])
+        return masks.resampled(rows, columns[::-1] if self.mirror else columns)
 
     def map(self, values: np.ndarray) -> np.ndarray:
         """A label map or mask (H, W), resized to the nearest pixel."""
@@ -106,19 +113,22 @@ class Geometry:
         cut = ((boxes - whole).abs() > 1e-3).any(1)
         a, _, d, _ = self.affine
         areas = target.areas * abs(a * d)
-        masks, seen = target.masks, torch.ones(len(boxes), dtype=torch.bool)
-        if masks is not None:
-            masks = torch.from_numpy(np.stack([self.map(m) for m in masks.numpy()])
-                                     if len(masks) else np.zeros((0, *self.size), np.uint8))  # fmt: skip
-            boxes, areas, seen = _measure(boxes, areas, masks, cut)
+        by_box = areas * (boxes[:, 2:] - boxes[:, :2]).prod(1) / (whole[:, 2:] - whole[:, :2]).prod(1)
+        masks, keep = None, torch.ones(len(boxes), dtype=torch.bool)
+        if target.masks is None:
+            areas = by_box
         else:
-            before = (whole[:, 2:] - whole[:, :2]).prod(1)
-            areas = areas * (boxes[:, 2:] - boxes[:, :2]).prod(1) / before
+            masks, known = self.masks(target.masks), target.masks.nonempty()
+            # What is left of a mask decides; an object without one is as large as what is left of its box.
+            keep = masks.nonempty() | ~known
+            measured = masks.nonempty() & cut
+            boxes = torch.where(measured[:, None], masks.boxes(), boxes)
+            areas = torch.where(measured, masks.areas().float(), torch.where(known, areas, by_box))
         moved = InstanceTarget(
             boxes=boxes, labels=target.labels, crowd=target.crowd, areas=areas, ids=target.ids, masks=masks,
             keypoints=None if target.keypoints is None else self._keypoints(target.keypoints),
         )  # fmt: skip
-        return moved if bool(seen.all()) else moved.select(seen)
+        return moved if bool(keep.all()) else moved.select(keep)
 
     def _keypoints(self, keypoints: Tensor) -> Tensor:
         """Keypoints (N, K, 3); those that leave the image are no longer labelled."""
@@ -141,14 +151,12 @@ def clip_boxes(boxes: Tensor, size: tuple[int, int], least: float = 1e-3) -> tup
     return torch.stack((x[:, 0], y[:, 0], x[:, 1], y[:, 1]), 1), keep
 
 
-def _measure(boxes: Tensor, areas: Tensor, masks: Tensor, cut: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes and areas of objects that were ``cut``, from what is left of their masks, and which masks are not empty."""
-    seen = masks.flatten(1).any(1).bool() if masks.numel() else torch.zeros(len(masks), dtype=torch.bool)
-    for i in torch.nonzero(cut & seen)[:, 0].tolist():
-        x, y, width, height = cv2.boundingRect(masks[i].numpy())
-        boxes[i] = torch.tensor((x, y, x + width, y + height), dtype=boxes.dtype)
-        areas[i] = float(cv2.countNonZero(masks[i].numpy()))
-    return boxes, areas, seen
+def _nearest(values: np.ndarray, count: int) -> np.ndarray:
+    """``values`` (n,) resized to ``count`` by the rule that :meth:`Geometry.map` resizes by."""
+    if len(values) == count:
+        return values
+    row = values.astype(np.int32)[None]
+    return cv2.resize(row, (count, 1), interpolation=cv2.INTER_NEAREST_EXACT)[0]
 
 
 def whole_image(sample: Sample, size: tuple[int, int] | None = None, *, mirror: bool = False) -> Geometry:
@@ -160,12 +168,8 @@ def whole_image(sample: Sample, size: tuple[int, int] | None = None, *, mirror: 
 def pad_target(target: Target, size: tuple[int, int]) -> Target:
     """Masks and label maps padded at the right and bottom to this size; label maps with ``IGNORE``."""
     if isinstance(target, SemanticTarget):
-        return SemanticTarget(_pad(target.labels, size, IGNORE))
-    if isinstance(target, InstanceTarget):
-        return target if target.masks is None else replace(target, masks=_pad(target.masks, size, 0))
+        height, width = target.labels.shape
+        if (height, width) == size:
+            return target
+        return SemanticTarget(F.pad(target.labels, (0, size[1] - width, 0, size[0] - height), value=IGNORE))
     return target.padded(size)
-
-
-def _pad(values: Tensor, size: tuple[int, int], fill: int) -> Tensor:
-    height, width = values.shape[-2:]
-    return F.pad(values, (0, size[1] - width, 0, size[0] - height), value=fill) if (height, width) != size else values

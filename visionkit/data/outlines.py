@@ -71,17 +71,19 @@ class OutlinesSource(Source):
         """(H, W) uint8 labels."""
         labels = np.full(size, BACKGROUND, np.uint8)
         assert instances.masks is not None
-        for mask, crowd in zip(instances.masks.numpy().astype(np.uint8), instances.crowd.tolist()):
+        crops, windows = instances.masks.crops(), instances.masks.windows.tolist()
+        for crop, (left, top, width, height), crowd in zip(crops, windows, instances.crowd.tolist()):
+            mask = crop.numpy()
+            part = labels[top : top + height, left : left + width]
             if crowd:
-                labels[mask > 0] = IGNORE
-                continue
-            left, top, width, height = cv2.boundingRect(mask)
-            if not width:
-                continue
-            rows = slice(max(0, top - 1), top + height + 1)  # with what is beside it, so that all sides are seen
-            columns = slice(max(0, left - 1), left + width + 1)
-            labels[rows, columns][mask[rows, columns] > 0] = BORDER
-            labels[rows, columns][inside(mask[rows, columns], self._width) > 0] = OBJECT
+                part[mask > 0] = IGNORE
+            elif width:
+                # A row or column of background where the image goes on, so that all sides of the object are seen.
+                above, before = min(1, top), min(1, left)
+                below, after = min(1, size[0] - top - height), min(1, size[1] - left - width)
+                framed = cv2.copyMakeBorder(mask, above, below, before, after, cv2.BORDER_CONSTANT, value=0)
+                part[mask > 0] = BORDER
+                part[inside(framed, self._width)[above : above + height, before : before + width] > 0] = OBJECT
         return labels
 
     def describe(self, index: int) -> str:

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
+import torch
 from torch import Tensor
 
 from visionkit.draw import canvas as paint
 from visionkit.draw.palette import Color, class_colors, palette, shade
 from visionkit.draw.text import Words
-from visionkit.layers import rle
-from visionkit.types import BoxPrediction, InstanceTarget, KeypointPrediction, LabelSet, MaskPrediction
+from visionkit.types import BoxPrediction, InstanceMasks, InstanceTarget, KeypointPrediction, LabelSet, MaskPrediction
 
 HIDDEN, VISIBLE = 1, 2
 SIDES: dict[str, Color] = {"left": (240, 228, 66), "right": (213, 94, 0)}
@@ -125,13 +125,13 @@ def to_drawn(
             box=tuple(boxes[i]),
             score=scores[i],
             crowd=crowd[i],
-            mask=_mask(instances, i),
+            mask=mask,
             points=_points(instances, i, min_keypoint_score),
             limbs=labels.skeleton,
             sides=sides_of(labels),
             spread=spread,
         )
-        for i in order
+        for i, mask in zip(order, _masks(instances, order))
     ]
 
 
@@ -144,15 +144,18 @@ def sides_of(labels: LabelSet) -> tuple[str, ...]:
     )
 
 
-def _mask(instances: BoxPrediction | InstanceTarget, i: int) -> Crop | None:
-    if isinstance(instances, MaskPrediction):
-        bitmap = rle.decode(instances.rles[i])
+def _masks(instances: BoxPrediction | InstanceTarget, rows: Sequence[int]) -> list[Crop | None]:
+    """The mask of each of these objects; ``None`` for an object that has no mask or no pixel."""
+    if isinstance(instances, MaskPrediction) and rows:
+        masks = InstanceMasks.from_rles([instances.rles[row] for row in rows], instances.rles[0]["size"])
     elif isinstance(instances, InstanceTarget) and instances.masks is not None:
-        bitmap = instances.masks[i].cpu().numpy()
+        masks = instances.masks.select(torch.tensor(rows, dtype=torch.int64))
     else:
-        return None
-    x, y, w, h = cv2.boundingRect(bitmap)
-    return Crop(x, y, bitmap[y : y + h, x : x + w].copy()) if w and h else None
+        return [None] * len(rows)
+    return [
+        Crop(left, top, crop.cpu().numpy()) if crop.numel() else None
+        for crop, (left, top, _, _) in zip(masks.crops(), masks.windows.tolist())
+    ]
 
 
 def _points(instances: BoxPrediction | InstanceTarget, i: int, min_score: float | None) -> np.ndarray | None:

@@ -15,7 +15,6 @@ from torch import Tensor
 from visionkit.data.base import Source
 from visionkit.evaluate.base import Evaluator
 from visionkit.evaluate.coco_metrics import Backend, Type, evaluate_coco, keypoint_sigmas
-from visionkit.layers import rle
 from visionkit.types import (
     BoxPrediction,
     ImageInfo,
@@ -210,8 +209,9 @@ def _annotations(target: Target | None, labels: LabelSet) -> list[Record]:
         for label, box, area, crowd in zip(*map(Tensor.tolist, (target.labels, boxes, target.areas, target.crowd)))
     ]
     if target.masks is not None:
-        for annotation, mask in zip(out, target.masks.cpu().numpy()):
-            annotation["segmentation"] = rle.encode(mask)
+        for annotation, encoded in zip(out, target.masks.to_rles()):
+            if encoded is not None:
+                annotation["segmentation"] = encoded
     if target.keypoints is not None:
         for annotation, points in zip(out, target.keypoints.double().cpu().flatten(1).tolist()):
             annotation["keypoints"] = points

@@ -120,6 +120,19 @@ def covered(boxes: Tensor, regions: Tensor) -> Tensor:
 OBJECTLESS = -1
 IGNORED = -2
 
+_PAIRS_AT_ONCE = 1 << 20
+"""Pairs of boxes whose IoU is computed at the same time: 4 MB of float32, and several times that meanwhile."""
+
+
+def pairwise_iou(objects: Tensor, boxes: Tensor) -> Tensor:
+    """torchvision's ``box_iou``, (N, M), without its temporaries of several times that size."""
+    return torch.cat([box_iou(objects, part) for part in _parts(boxes, len(objects))], 1)
+
+
+def _parts(boxes: Tensor, partners: int) -> tuple[Tensor, ...]:
+    """``boxes`` in parts that form a bounded number of pairs with so many others."""
+    return boxes.split(max(1, _PAIRS_AT_ONCE // max(1, partners)))
+
 
 def match(
     boxes: Tensor,
@@ -144,6 +157,29 @@ def match(
     Returns:
         (N,) int64 index of an object, ``OBJECTLESS`` (-1: background) or ``IGNORED`` (-2).
     """
+    parts, best = _parts(boxes, len(objects)), None
+    if best_of_each and len(parts) > 1:
+        best = torch.stack([box_iou(objects, part).amax(1) for part in parts]).amax(0)
+    return torch.cat([
+        _match(
+            part, objects, crowd, low=low, high=high, best_of_each=best_of_each, best=best, crowd_share=crowd_share
+        )
+        for part in parts
+    ])  # fmt: skip
+
+
+def _match(
+    boxes: Tensor,
+    objects: Tensor,
+    crowd: Tensor,
+    *,
+    low: float,
+    high: float,
+    best_of_each: bool,
+    best: Tensor | None,
+    crowd_share: float,
+) -> Tensor:
+    """:func:`match` of some of the boxes; ``best`` as for :func:`match_iou`."""
     matched = torch.full((len(boxes),), OBJECTLESS, dtype=torch.int64, device=boxes.device)
     if crowd.any():
         matched[(covered(boxes, objects[crowd]) >= crowd_share).any(1)] = IGNORED
@@ -151,16 +187,21 @@ def match(
         return matched
     iou = box_iou(objects, boxes)
     iou[crowd] = -1.0
-    by_iou = match_iou(iou, low=low, high=high, best_of_each=best_of_each)
+    by_iou = match_iou(iou, low=low, high=high, best_of_each=best_of_each, best=best)
     return torch.where(by_iou == OBJECTLESS, matched, by_iou)
 
 
-def match_iou(iou: Tensor, *, low: float, high: float, best_of_each: bool = False) -> Tensor:
-    """:func:`match` without crowds, by the IoU of each object with each box (M, N), M at least 1."""
+def match_iou(
+    iou: Tensor, *, low: float, high: float, best_of_each: bool = False, best: Tensor | None = None
+) -> Tensor:
+    """:func:`match` without crowds, by the IoU of each object with each box (M, N), M at least 1.
+
+    ``best``, (M,), is the highest IoU of each object where ``iou`` holds only some of the boxes.
+    """
     value, index = iou.max(0)
     hit = value >= high
     if best_of_each:
-        best = iou.amax(1, keepdim=True)
+        best = (iou.amax(1) if best is None else best)[:, None]
         hit |= ((iou == best) & (best > 0)).any(0)
     return torch.where(hit, index, torch.where(value < low, OBJECTLESS, IGNORED))
 

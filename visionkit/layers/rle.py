@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as codec
 
+from visionkit.types._runs import crop_to_runs
+
 RLE = dict[str, Any]
 
 
@@ -36,28 +38,8 @@ def encode_crop(mask: np.ndarray, left: int, top: int, height: int, width: int) 
 
 def encode_crops(masks: Sequence[np.ndarray], corners: Sequence[tuple[int, int]], height: int, width: int) -> list[RLE]:
     """:func:`encode_crop` of many crops of one image; ``corners`` holds (left, top) of each."""
-    runs = [_runs(m, left, top, height, width) for m, (left, top) in zip(masks, corners, strict=True)]
+    runs = [crop_to_runs(m, left, top, height, width) for m, (left, top) in zip(masks, corners, strict=True)]
     return codec.frPyObjects([{"size": [height, width], "counts": r} for r in runs], height, width) if runs else []
-
-
-def _runs(mask: np.ndarray, left: int, top: int, height: int, width: int) -> np.ndarray:
-    """Lengths of the runs, zeros first, of a full image that holds ``mask``."""
-    h, w = mask.shape
-    if left < 0 or top < 0 or left + w > width or top + h > height:
-        raise ValueError(f"a crop of {w}x{h} pixels at ({left}, {top}) does not lie in an image of {width}x{height}")
-    # A crop that is lower than the image gets one empty row, so that no run passes from one column into the next.
-    step = h if h == height else h + 1
-    columns = np.zeros(w * step + 2, dtype=bool)  # and a zero at either end, so that every run has a start and an end
-    columns[1:-1].reshape(w, step)[:, :h] = mask.T
-    edges = np.flatnonzero(columns[1:] != columns[:-1])
-    if h != height:
-        column, row = np.divmod(edges, step)
-        edges = (column + left) * height + row + top
-    else:
-        edges += left * height
-    bounds = np.concatenate(([0], edges, [height * width]))
-    runs = bounds[1:] - bounds[:-1]
-    return runs[:-1] if len(runs) > 1 and runs[-1] == 0 else runs
 
 
 def empty(height: int, width: int) -> RLE:

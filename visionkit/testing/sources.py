@@ -167,8 +167,8 @@ def _assert_inside(target: Target, task: str, sample: Sample, labels: LabelSet) 
         outside = (boxes < 0).any(1) | (boxes[:, 2] > width) | (boxes[:, 3] > height)
         if bool(outside.any() | (boxes[:, 2:] <= boxes[:, :2]).any()):
             raise Broken(f"{where} has boxes that reach outside the image of {height} x {width} or have no area")
-        if target.masks is not None and tuple(target.masks.shape[1:]) != (height, width):
-            raise Broken(f"{where} has masks of {tuple(target.masks.shape[1:])}, the image {height} x {width}")
+        if target.masks is not None and target.masks.size != (height, width):
+            raise Broken(f"{where} has masks of {target.masks.size}, the image {height} x {width}")
         if target.keypoints is not None and target.keypoints.shape[1] != len(labels.keypoints) and task == "keypoints":
             raise Broken(
                 f"{where} has {target.keypoints.shape[1]} keypoints, its label set names {len(labels.keypoints)}"

@@ -16,7 +16,7 @@ from visionkit.data.transforms import as_transform
 from visionkit.testing.compare import difference
 from visionkit.testing.report import Broken, NotApplicable, seeded
 from visionkit.testing.signature import assert_configurable, assert_documented
-from visionkit.types import IGNORE, ImageInfo, InstanceTarget, SemanticTarget
+from visionkit.types import IGNORE, ImageInfo, InstanceMasks, InstanceTarget, SemanticTarget
 
 SEEDS = range(4)
 SIZE = (96, 144)
@@ -103,8 +103,8 @@ def check_targets_move_with_their_image(case: TransformCase) -> None:
         objects, maps = cast(InstanceTarget, made.targets["boxes"]), cast(SemanticTarget, made.targets["semantic"])
         if tuple(maps.labels.shape) != (height, width):
             raise Broken(f"the label map has {tuple(maps.labels.shape)} pixels, the image {height} x {width}")
-        if objects.masks is not None and tuple(objects.masks.shape[1:]) != (height, width):
-            raise Broken(f"masks have {tuple(objects.masks.shape[1:])} pixels, the image {height} x {width}")
+        if objects.masks is not None and objects.masks.size != (height, width):
+            raise Broken(f"masks have {objects.masks.size} pixels, the image {height} x {width}")
         corner = torch.tensor((width, height))
         if len(objects) and bool((objects.boxes < -0.01).any() | (objects.boxes > corner.repeat(2) + 0.01).any()):
             raise Broken(f"boxes reach beyond the image of {height} x {width}")
@@ -155,7 +155,7 @@ def textured_sample() -> Sample:
         crowd=torch.tensor([False, False]),
         areas=torch.tensor([3000.0, 1200.0]),
         ids=torch.tensor([1, 2]),
-        masks=masks,
+        masks=InstanceMasks.from_dense(masks),
         keypoints=torch.tensor([[[40.0, 30, 2], [80, 60, 1]], [[110, 70, 2], [130, 80, 0]]]),
     )
     info = ImageInfo(id=1, path="drawn.png", original_size=SIZE, size=SIZE)

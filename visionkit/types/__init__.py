@@ -4,6 +4,7 @@ from visionkit.types.batch import Batch, Crop, ImageInfo, MixedBatch
 from visionkit.types.classes import ClassPictures, ClassPrediction, ClassTarget
 from visionkit.types.features import Features, FeatureSpec, Level
 from visionkit.types.labels import IGNORE, LabelSet
+from visionkit.types.masks import InstanceMasks
 from visionkit.types.mean import Mean
 from visionkit.types.outputs import (
     Anchors,
@@ -40,6 +41,7 @@ __all__ = [
     "FeatureSpec",
     "Features",
     "ImageInfo",
+    "InstanceMasks",
     "InstanceTarget",
     "KeypointPrediction",
     "LabelSet",

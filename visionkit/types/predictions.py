@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from pycocotools.mask import encode
 from torch import Tensor
 
 from visionkit.types.batch import ImageInfo
@@ -119,7 +118,9 @@ class MaskPrediction(BoxPrediction):
     def from_target(cls, target: InstanceTarget, info: ImageInfo, labels: LabelSet) -> Self:
         if target.masks is None:
             raise ValueError(f"the objects of {info.path or info.id} have no masks")
-        rles = [encode(np.asfortranarray(mask)) for mask in target.masks[~target.crowd].cpu().numpy()]
+        target = target.select(target.masks.annotated)
+        assert target.masks is not None
+        rles = [rle for rle in target.masks.select(~target.crowd).to_rles() if rle is not None]
         return cls(**_found(target), rles=rles)
 
     def to_coco(self, image_id: int | str, labels: LabelSet) -> list[dict[str, Any]]:

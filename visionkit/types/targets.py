@@ -6,7 +6,7 @@ there*. The two are never confused.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from visionkit.types._tree import map_tensors
 from visionkit.types.labels import IGNORE, LabelSet
+from visionkit.types.masks import InstanceMasks
 
 if TYPE_CHECKING:
     from visionkit.data.geometry import Geometry
@@ -60,7 +61,8 @@ class InstanceTarget(Target):
         crowd: (N,) bool; a crowd box covers many objects and is neither an object nor background.
         areas: (N,) float32 in pixels, as the evaluator is to know it (of the mask where there is one).
         ids: (N,) int64 annotation ids, for messages and evaluators.
-        masks: (N, H, W) uint8 of 0 and 1, or ``None`` where masks are not annotated.
+        masks: N masks, of which single ones may not be annotated, or ``None`` where masks are not annotated at all. A
+            tensor (N, H, W) is converted by :meth:`InstanceMasks.from_dense`.
         keypoints: (N, K, 3) float32 of x, y, visibility (0 not labelled, 1 hidden, 2 visible), or ``None``.
     """
 
@@ -69,7 +71,7 @@ class InstanceTarget(Target):
     crowd: Tensor
     areas: Tensor
     ids: Tensor
-    masks: Tensor | None = None
+    masks: InstanceMasks | None = None
     keypoints: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -79,8 +81,14 @@ class InstanceTarget(Target):
         for what in ("labels", "crowd", "areas", "ids"):
             if getattr(self, what).shape != (n,):
                 raise ValueError(f"{what} must have shape ({n},), not {tuple(getattr(self, what).shape)}")
-        if self.masks is not None and (self.masks.ndim != 3 or len(self.masks) != n):
-            raise ValueError(f"masks must have shape ({n}, H, W), not {tuple(self.masks.shape)}")
+        if isinstance(self.masks, Tensor):
+            if self.masks.ndim != 3 or len(self.masks) != n:
+                raise ValueError(f"masks must have shape ({n}, H, W), not {tuple(self.masks.shape)}")
+            self.masks = InstanceMasks.from_dense(self.masks)
+        if self.masks is not None and not isinstance(self.masks, InstanceMasks):
+            raise TypeError(f"masks must be InstanceMasks or a tensor ({n}, H, W), not {type(self.masks).__name__}")
+        if self.masks is not None and len(self.masks) != n:
+            raise ValueError(f"there are {len(self.masks)} masks for {n} boxes")
         if self.keypoints is not None and (
             self.keypoints.ndim != 3 or len(self.keypoints) != n or self.keypoints.shape[2] != 3
         ):
@@ -91,7 +99,12 @@ class InstanceTarget(Target):
 
     def select(self, keep: Tensor) -> InstanceTarget:
         """The instances that ``keep`` (bool mask or indices) picks."""
-        return map_tensors(self, lambda t: t[keep])
+        selected = map_tensors(replace(self, masks=None), lambda t: t[keep])
+        selected.masks = None if self.masks is None else self.masks.select(keep)
+        return selected
+
+    def padded(self, size: tuple[int, int]) -> InstanceTarget:
+        return self if self.masks is None else replace(self, masks=self.masks.padded(size))
 
     def relabel(self, table: Tensor) -> InstanceTarget:
         """Objects of the mapped classes; those that map to -1 are left out."""
@@ -118,7 +131,7 @@ class InstanceTarget(Target):
             crowd=torch.zeros(0, dtype=torch.bool),
             areas=torch.zeros(0),
             ids=torch.zeros(0, dtype=torch.int64),
-            masks=torch.zeros(0, *(size or (0, 0)), dtype=torch.uint8) if masks else None,
+            masks=InstanceMasks.from_crops([], size or (0, 0)) if masks else None,
             keypoints=None if num_keypoints is None else torch.zeros(0, num_keypoints, 3),
         )
 
