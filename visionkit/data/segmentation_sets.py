@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -12,12 +12,13 @@ import torch
 
 from visionkit.data.base import Sample, Source
 from visionkit.data.folder import _files as files_below
-from visionkit.data.images import read_image, read_label_map
+from visionkit.data.images import check_size, image_header, read_image, read_label_map
+from visionkit.data.label_maps import Palette, ValueTable, palette_problems
 from visionkit.data.segmentation_classes import ADE20K, CAMVID, CAMVID_COLORS, CITYSCAPES, VOC
 from visionkit.errors import DataError
-from visionkit.types import IGNORE, ImageInfo, LabelSet, SemanticTarget
+from visionkit.types import IGNORE, ImageInfo, LabelSet, SemanticTarget, Target
 
-UNKNOWN = IGNORE + 1
+CAMVID_VOID = (0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,13 @@ class _LabelMaps(Source):
     def __init__(self, items: list[Item], labels: LabelSet, ignored: Collection[int]) -> None:
         self._items = items
         self.labels = {"semantic": labels}
-        self._table = np.full(256, UNKNOWN, np.uint16)
-        self._table[list(ignored)] = IGNORE
-        self._table[list(labels.ids)] = np.arange(len(labels))
+        table = dict.fromkeys(ignored, IGNORE) | {value: label for label, value in enumerate(labels.ids)}
+        others = sorted(set(ignored) - set(labels.ids))
+        allowed = (
+            f"the classes are {min(labels.ids)} ... {max(labels.ids)}, and "
+            f"{', '.join(map(str, others))} {'is' if len(others) == 1 else 'are'} ignored"
+        )
+        self._lookup: ValueTable | Palette = ValueTable(table, allowed)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -53,26 +58,22 @@ class _LabelMaps(Source):
         image = read_image(item.image)
         size = (image.shape[1], image.shape[2])
         sample = Sample(image, ImageInfo(item.name, item.image, size, size))
-        if "semantic" in tasks:
-            sample.targets["semantic"] = SemanticTarget(torch.from_numpy(self._read(item.labels, size)))
-        return sample
+        return replace(sample, targets=self._targets(item, tasks, size))
 
-    def _read(self, path: str, size: tuple[int, int]) -> np.ndarray:
-        """(H, W) uint8 labels."""
-        pixels = read_label_map(path)
-        if pixels.shape[:2] != size:
-            raise DataError(f"{path}: is {pixels.shape[0]}x{pixels.shape[1]} (height x width), "
-                            f"but its image is {size[0]}x{size[1]}")  # fmt: skip
-        labels = self._indices(path, pixels)
-        if (labels == UNKNOWN).any():
-            value = int(pixels[labels == UNKNOWN].flat[0])
-            raise DataError(f"{path}: holds the value {value}, which is none of the data set")
-        return labels.astype(np.uint8)
+    def targets(self, index: int, tasks: Collection[str]) -> dict[str, Target]:
+        item = self._items[index]
+        return self._targets(item, tasks, image_header(item.image).size)
 
-    def _indices(self, path: str, pixels: np.ndarray) -> np.ndarray:
-        if pixels.ndim != 2 or pixels.dtype != np.uint8:
-            raise DataError(f"{path}: is not a map of class indices of 8 bits")
-        return self._table[pixels]
+    def _targets(self, item: Item, tasks: Collection[str], size: tuple[int, int]) -> dict[str, Target]:
+        if "semantic" not in tasks:
+            return {}
+        pixels = read_label_map(item.labels)
+        check_size(item.labels, pixels.shape[:2], size, "its image is", also=[item.image])
+        if isinstance(self._lookup, Palette) and pixels.ndim != 3:
+            raise DataError(f"{item.labels}: is not an image of class colors")
+        if isinstance(self._lookup, ValueTable) and (pixels.ndim != 2 or pixels.dtype != np.uint8):
+            raise DataError(f"{item.labels}: is not a map of class indices of 8 bits")
+        return {"semantic": SemanticTarget(torch.from_numpy(self._lookup(item.labels, pixels)))}
 
     def describe(self, index: int) -> str:
         return self._items[index].image
@@ -163,20 +164,18 @@ class CamvidSource(_LabelMaps):
 
     def __init__(self, *, root: str, split: str = "train") -> None:
         images, indices = os.path.join(root, split), os.path.join(root, f"{split}annot")
-        self._colored = not os.path.isdir(indices)
-        masks = (os.path.join(root, f"{split}_labels"), "_L.png") if self._colored else (indices, ".png")
+        colored = not os.path.isdir(indices)
+        masks = (os.path.join(root, f"{split}_labels"), "_L.png") if colored else (indices, ".png")
         super().__init__(_pairs((images, ".png"), masks), CAMVID, ignored=[11, 255])
+        if colored:
+            groups = [*CAMVID_COLORS.values(), [CAMVID_VOID]]
+            labels = [*range(len(CAMVID_COLORS)), IGNORE]
+            colors = [(color, label) for group, label in zip(groups, labels) for color in group]
+            self._lookup = Palette([color for color, _ in colors], [label for _, label in colors], CAMVID.names)
 
-    def _indices(self, path: str, pixels: np.ndarray) -> np.ndarray:
-        if not self._colored:
-            return super()._indices(path, pixels)
-        if pixels.ndim != 3:
-            raise DataError(f"{path}: is not a picture of class colours")
-        labels = np.full(pixels.shape[:2], IGNORE, np.uint16)
-        code = pixels.astype(np.int32) @ np.array((1, 256, 65536), np.int32)
-        for label, colors in enumerate(CAMVID_COLORS.values()):
-            labels[np.isin(code, np.array(colors) @ (1, 256, 65536))] = label
-        return labels
+    def problems(self) -> list[str]:
+        paths = [item.labels for item in self._items]
+        return palette_problems(self._lookup, paths, paths[0]) if isinstance(self._lookup, Palette) else []
 
 
 def _pairs(images: tuple[str, str], masks: tuple[str, str]) -> list[Item]:

@@ -19,14 +19,24 @@ import torch.nn.functional as F
 
 from visionkit.data.base import Sample, Transform
 from visionkit.data.geometry import Geometry, whole_image
-from visionkit.data.images import as_hwc, from_hwc
-from visionkit.errors import UserError
+from visionkit.data.images import as_hwc, check_resized, from_hwc
+from visionkit.errors import DataError, UserError
 
 
 def apply_transforms(transforms: Sequence[Transform], sample: Sample) -> Sample:
-    """The sample after all of them, in order."""
+    """The sample after all of them, in order.
+
+    Raises:
+        DataError: OpenCV or the memory has no room for what a transform makes of this image; the message names it.
+    """
     for transform in transforms:
-        sample = transform(sample)
+        try:
+            sample = transform(sample)
+        except (cv2.error, MemoryError) as error:
+            height, width = sample.image.shape[-2:]
+            reason = " ".join(str(error).split()) or "not enough memory"
+            raise DataError(f"{sample.info.path or sample.info.id}: {type(transform).__name__} cannot be applied to an "
+                            f"image of {height}x{width} (height x width): {reason}") from None  # fmt: skip
     return sample
 
 
@@ -62,6 +72,8 @@ class Resize(Transform):
 
     def __call__(self, sample: Sample) -> Sample:
         geometry = whole_image(sample, self.size((sample.image.shape[1], sample.image.shape[2])))
+        if geometry.size[0] * geometry.size[1] > sample.image.shape[1] * sample.image.shape[2]:
+            check_resized(str(sample.info.path or sample.info.id), geometry.size)
         if not self.exact:
             return geometry.sample(sample, geometry.image(sample.image, antialias_below=float(self.antialias)))
         if not sample.image.is_floating_point():

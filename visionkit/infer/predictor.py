@@ -17,7 +17,7 @@ import torch
 
 from visionkit.config import Pipeline, RefineConfig
 from visionkit.data.base import Sample, Transform
-from visionkit.data.images import as_hwc, from_hwc, read_image
+from visionkit.data.images import as_hwc, from_hwc, read_image, to_rgb
 from visionkit.data.loader import collate
 from visionkit.data.transforms import apply_transforms
 from visionkit.data.wiring import build_transforms
@@ -131,8 +131,9 @@ class Predictor:
         """Predictions by head for each image; the backbone runs once an image, whatever the number of heads.
 
         Args:
-            images: a file name, an array (H, W, 3) uint8 RGB, a PIL image, or an iterable of these. What is stored is
-                what is seen: an orientation in EXIF is not applied.
+            images: a file name, an array (H, W, 3) RGB, a PIL image, or an iterable of these. Files and PIL images are
+                rotated as their EXIF orientation says, and predictions lie on the rotated image. 16-bit and
+                floating-point values are scaled by :func:`~visionkit.data.images.to_uint8`.
             heads: names of the heads that are asked; ``None``: all.
             batch_size: images that go through the model together.
             on_error: an image that cannot be read raises (``"fail"``), or gives an empty mapping (``"skip"``).
@@ -157,10 +158,11 @@ class Predictor:
         """As :meth:`predict`, but one :class:`Result` at a time; only a few images are held, however many come."""
         if batch_size < 1:
             raise UserError(f"a batch size of {batch_size}; it must be 1 or more")
-        names = self._checked_heads(heads)
+        names = self.check_heads(heads)
         return self._stream(_as_iterable(images), names, batch_size, on_error)
 
-    def _checked_heads(self, heads: Iterable[str] | None) -> list[str]:
+    def check_heads(self, heads: Iterable[str] | None) -> list[str]:
+        """The names of these heads, or of all. Raises ``UserError`` if there is no such head."""
         names = list(self.heads if heads is None else [heads] if isinstance(heads, str) else heads)
         for name in names:
             if name not in self.heads:
@@ -188,12 +190,12 @@ class Predictor:
         path = os.fspath(image) if isinstance(image, str | os.PathLike) else ""
         name: int | str = Path(path).name if path else number
         try:
-            pixels = _pixels(image, number)
+            pixels = as_hwc(read_image(path)) if path else to_rgb(image, f"image {number}")
+            size = (pixels.shape[0], pixels.shape[1])
+            sample = Sample(from_hwc(pixels), ImageInfo(name, path, size, size))
+            return apply_transforms(self.transforms, sample), pixels
         except DataError as error:
             return Result(ImageInfo(name, path, (0, 0), (0, 0)), error=error)
-        size = (pixels.shape[0], pixels.shape[1])
-        sample = Sample(from_hwc(pixels), ImageInfo(name, path, size, size))
-        return apply_transforms(self.transforms, sample), pixels
 
     @torch.inference_mode()
     def _run(self, samples: Sequence[Sample], heads: list[str]) -> list[dict[str, Prediction]]:
@@ -282,18 +284,6 @@ def _as_iterable(images: Image | Iterable[Image]) -> Iterable[Any]:
     if isinstance(images, str | os.PathLike | np.ndarray) or hasattr(images, "convert"):
         return [images]
     return images
-
-
-def _pixels(image: Any, number: int) -> np.ndarray:
-    """An image as (H, W, 3) uint8 RGB. Raises ``DataError`` naming it."""
-    if isinstance(image, str | os.PathLike):
-        return as_hwc(read_image(os.fspath(image)))
-    if hasattr(image, "convert"):  # PIL's, without importing it
-        return np.array(image.convert("RGB"))
-    if isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8:
-        return np.ascontiguousarray(image)
-    what = f"{image.dtype} array of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-    raise DataError(f"image {number}: an array (H, W, 3) of uint8 RGB, a PIL image or a file name, not a {what}")
 
 
 def _read_ahead(items: Iterable[Any], read: Any, ahead: int) -> Iterator[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +10,8 @@ import torch
 
 from visionkit.config import Pipeline, build_component, check_arguments
 from visionkit.data.base import Source
+from visionkit.data.images import image_header
+from visionkit.data.label_maps import LabelCounts, label_map_problems
 from visionkit.data.loader import Feed, train_loader
 from visionkit.data.wiring import build_feeds, build_sources, resolve_labels
 from visionkit.errors import UserError
@@ -17,7 +19,7 @@ from visionkit.evaluate.runner import evaluate_model
 from visionkit.model.build import build_model, head_class
 from visionkit.model.graph import MultiTaskModel, learns
 from visionkit.train.optim import build_optimizers, freeze_parts, phases_of
-from visionkit.types import LabelSet
+from visionkit.types import ImageInfo, LabelSet, SemanticTarget
 
 if TYPE_CHECKING:
     from visionkit.plugins import PluginManager
@@ -90,7 +92,7 @@ def _sources(
     parts = []
     for name, source in sources.items():
         parts.append(f"{name}: {len(source)} images, {', '.join(sorted(source.tasks))}")
-        parts += [f"{name}: {problem}" for problem in source.problems()]
+        parts += [f"{name}: {problem}" for problem in (*source.problems(), *label_map_problems(source))]
     return sources, "\n".join(parts) or "no source has this split"
 
 
@@ -135,7 +137,8 @@ def _one_batch(pipeline: Pipeline, plugins: PluginManager, model: MultiTaskModel
     shown = ", ".join(
         f"{head} {sum(v.item() for v in losses[head].values()):.3f}" for head in losses if batch.labelled(head)
     )
-    return None, f"{len(batch)} images of {batch.images.shape[2]}x{batch.images.shape[3]}; losses: {shown}"
+    size = f"{batch.images.shape[2]}x{batch.images.shape[3]}"
+    return None, f"{len(batch)} images of {size}; losses: {shown}{_rotated(batch.info)}"
 
 
 def _evaluate(
@@ -155,12 +158,30 @@ def _evaluate(
 
 def _decode_all(source: Source) -> tuple[None, str]:
     broken = []
+    info = []
+    counts = LabelCounts(source.labels.get("semantic", LabelSet(())))
     for index in range(len(source)):
         try:
-            source.load(index, source.tasks)
+            sample = source.load(index, source.tasks)
         except UserError as error:
             broken.append(str(error))
+            continue
+        info.append(sample.info)
+        if isinstance(target := sample.targets.get("semantic"), SemanticTarget):
+            counts.add(target.labels.numpy())
     if broken:
         more = f" (and {len(broken) - 3} more)" if len(broken) > 3 else ""
         raise UserError("; ".join(broken[:3]) + more)
-    return None, f"{len(source)} images decoded"
+    return None, "\n".join([f"{len(source)} images decoded{_rotated(info)}", *counts.lines(counts.maps)])
+
+
+def _rotated(info: Sequence[ImageInfo]) -> str:
+    """How many of these images have an EXIF orientation, which annotations must have taken into account."""
+    count = 0
+    for path in {image.path for image in info if image.path}:
+        try:
+            count += image_header(path).orientation > 1
+        except UserError:  # not an image file: a source may make images of anything
+            continue
+    text = f"; {count} of them rotated by their EXIF orientation (annotations must lie on the rotated image)"
+    return text if count else ""
