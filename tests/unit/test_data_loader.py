@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import os
 import random
+import signal
 from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -16,9 +18,9 @@ import torch
 from torch import Tensor
 
 from visionkit.data import Sample, Source, Transform
-from visionkit.data.loader import Feed, collate, eval_loader, train_loader, which_feed
+from visionkit.data.loader import Feed, Skipped, collate, eval_loader, train_loader, which_feed
 from visionkit.data.transforms import HorizontalFlip, Resize, ScaleJitterCrop
-from visionkit.errors import DataError
+from visionkit.errors import DataError, UserError
 from visionkit.types import IGNORE, ImageInfo, InstanceTarget, LabelSet, MixedBatch, SemanticTarget
 
 
@@ -193,13 +195,80 @@ def test_a_broken_image_is_replaced_by_the_next_and_named_once(workers: int, cap
     with caplog.at_level(logging.WARNING, "visionkit.data"):
         batches = list(train_loader([feed], batch_size=3, seed=0, steps=6, workers=workers, on_error="skip"))
     assert Counter(ids(batches)) == {0: 3, 1: 3, 2: 3, 3: 3, 5: 6}
-    assert [r.getMessage() for r in caplog.records] == ["skipped: 4.jpg: truncated JPEG"]
+    assert [r.getMessage() for r in caplog.records] == [
+        "skipped: 4.jpg: truncated JPEG",
+        "source 'n': skipped 1 image (on_error: skip): 4.jpg: truncated JPEG",
+    ]
 
 
-def test_a_source_without_a_readable_image_is_an_error() -> None:
+def test_skipped_images_are_summed_up_by_reason(caplog: pytest.LogCaptureFixture) -> None:
+    skipped = Skipped()
+    with caplog.at_level(logging.WARNING, "visionkit.data"):
+        for _ in range(2):  # every image counts once
+            for index in range(40):
+                skipped.add("a", index, f"img/{index}.jpg: truncated after {index} bytes")
+            skipped.add("a", 40, "img/40.jpg: box 3 has no width")
+            skipped.add("b", 0, "0.png: no such file")
+    assert skipped.summary() == [
+        "source 'a': skipped 41 images (on_error: skip): 40 like 'img/0.jpg: truncated after 0 bytes'; "
+        "img/40.jpg: box 3 has no width",
+        "source 'b': skipped 1 image (on_error: skip): 0.png: no such file",
+    ]
+    assert len(caplog.records) == 5 + 1 + 1  # the first few, that there are more, and that of the other source
+    assert Skipped().summary() == []
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_source_without_a_readable_image_is_an_error(workers: int) -> None:
     feed = Feed("n", Numbers(3, broken=[0, 1, 2]), {"seg": ("semantic", None)})
-    with pytest.raises(DataError, match="source 'n': none of its 3 images can be read"):
-        next(train_loader([feed], batch_size=2, seed=0, on_error="skip"))
+    with pytest.raises(DataError, match=r"source 'n': none of its 3 images can be read \(\d.jpg: truncated JPEG\)"):
+        next(train_loader([feed], batch_size=2, seed=0, on_error="skip", workers=workers))
+    with pytest.raises(DataError, match=r"no image can be read: source 'n': skipped 3 images .*3 like '0.jpg: trun"):
+        list(eval_loader(feed, batch_size=2, on_error="skip", workers=workers))
+
+
+class Faulty(Numbers):
+    """Has an error in its code."""
+
+    def load(self, index: int, tasks: Collection[str]) -> Sample:
+        return super().load({0: 0}[index], tasks)
+
+
+class Shapeless(Transform):
+    """Makes images that cannot be put into a batch."""
+
+    def __call__(self, sample: Sample) -> Sample:
+        return dataclasses.replace(sample, image=sample.image[0, 0])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+def test_an_exception_of_a_source_or_transform_is_one_line(workers: int, on_error: Any) -> None:
+    for source, transforms, message in (
+        (Faulty(2), [], r"^image 1 of source 'n': unexpected .*test_data_loader.py:\d+: KeyError: 1$"),
+        (Numbers(1), [Shapeless()], r"^no batch can be made of image 0 of source 'n', .*: unexpected .*: IndexError: "),
+    ):
+        feed = Feed("n", source, {"seg": ("semantic", None)}, transforms=transforms)
+        with pytest.raises(UserError, match=message) as caught:
+            list(train_loader([feed], batch_size=2, seed=0, steps=2, workers=workers, on_error=on_error))
+        assert "\n" not in str(caught.value)
+
+
+class Fatal(Numbers):
+    """Kills the process that loads image 4."""
+
+    def load(self, index: int, tasks: Collection[str]) -> Sample:
+        if index == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().load(index, tasks)
+
+
+def test_a_killed_worker_names_its_images() -> None:
+    feed = Feed("n", Fatal(6), {"seg": ("semantic", None)})
+    with pytest.raises(
+        UserError, match=r"was killed by SIGKILL at image 3 of source 'n', image 4 of source 'n', image 5"
+    ):
+        list(eval_loader(feed, batch_size=3, workers=2))
 
 
 def test_evaluation_keeps_targets_in_original_coordinates() -> None:
@@ -244,8 +313,8 @@ def test_collate_pads_with_zeros_and_ignore() -> None:
         labels, masks = batch.targets["semantic"][row].labels, batch.targets["masks"][row].masks
         assert labels.shape == (32, 32)
         assert int((labels == IGNORE).sum()) == 32 * 32 - height * width
-        assert masks.dense().shape == (1, 32, 32)
-        assert int(masks.areas().sum()) == height * width
+        assert masks.shape == (1, 32, 32)
+        assert int(masks.sum()) == height * width
     for sample in samples:
         sample.image = sample.image.float()
     assert collate(samples).images.dtype == torch.float32

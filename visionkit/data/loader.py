@@ -6,32 +6,34 @@ the number of workers, so that a run that was killed goes on exactly where it st
 
 from __future__ import annotations
 
-import io
 import logging
-import pickle
 import random
+import re
 import zlib
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from visionkit.data.base import Sample, Source, Transform
 from visionkit.data.geometry import pad_target
 from visionkit.data.transforms import apply_transforms, as_transform
+from visionkit.data.workers import in_workers
 from visionkit.errors import DataError, UserError
+from visionkit.plugins import explain
 from visionkit.types import MixedBatch, Target
 
 OnError = Literal["fail", "skip"]
 
 log = logging.getLogger("visionkit.data")
+
+_NAMED = 5  # skipped images of a source that are logged one by one
 
 
 @dataclass
@@ -69,6 +71,42 @@ class Feed:
         return sorted({task for head, (task, _) in self.heads.items() if heads is None or head in heads})
 
 
+@dataclass
+class Skipped:
+    """The images that ``on_error: skip`` left out, each once, however often it was tried.
+
+    Attributes:
+        reasons: by source and image (index in the source), why.
+    """
+
+    reasons: dict[str, dict[int, str]] = field(default_factory=dict)
+
+    def add(self, source: str, index: int, reason: str) -> None:
+        """Count an image; the first few of each source are logged."""
+        known = self.reasons.setdefault(source, {})
+        if index in known:
+            return
+        known[index] = reason
+        if len(known) <= _NAMED:
+            log.warning("skipped: %s", reason)
+        if len(known) == _NAMED:
+            log.warning("source '%s': further skipped images are counted, and summed up at the end", source)
+
+    def summary(self) -> list[str]:
+        """A line for each source of which images were skipped: how many, and why."""
+        lines = []
+        for source, reasons in self.reasons.items():
+            # Messages begin with the file and differ in numbers; what is left is the reason.
+            kinds = {reason: re.sub(r"\d+", "#", reason.partition(": ")[2]) for reason in reasons.values()}
+            first = {kind: reason for reason, kind in reversed(kinds.items())}
+            counts = Counter(kinds[reason] for reason in reasons.values()).most_common()
+            shown = [f"{count:,} like '{first[kind]}'" if count > 1 else first[kind] for kind, count in counts[:3]]
+            more = [f"{sum(count for _, count in counts[3:]):,} for other reasons"] if len(counts) > 3 else []
+            images = f"{len(reasons):,} image{'s' if len(reasons) > 1 else ''}"
+            lines.append(f"source '{source}': skipped {images} (on_error: skip): {'; '.join(shown + more)}")
+        return lines
+
+
 def train_loader(
     feeds: Sequence[Feed],
     *,
@@ -81,6 +119,7 @@ def train_loader(
     world_size: int = 1,
     on_error: OnError = "fail",
     size_divisor: int = 32,
+    skipped: Skipped | None = None,
 ) -> Iterator[MixedBatch]:
     """Shuffled batches that mix the feeds by weight, without end or until step ``steps``.
 
@@ -92,16 +131,18 @@ def train_loader(
         batch_size: samples a process and step.
         start_step: the first step; a resumed run sees what it would have seen.
         workers: worker processes; 0 loads in this one, and leaves its random generators as they were.
-        on_error: ``"skip"`` takes the next image in place of a broken one and logs a line for each; ``"fail"`` raises.
+        on_error: ``"skip"`` takes the next image in place of a broken one; ``"fail"`` raises.
+        skipped: filled with what was skipped; ``None``: a summary is logged at the end.
 
     Raises:
-        DataError: an image or annotation is wrong (and ``on_error`` is ``"fail"``).
+        DataError: an image or annotation is wrong (and ``on_error`` is ``"fail"``), or none of a source can be read.
+        UserError: a worker process is killed or cannot be started, or a source or transform raises anything else.
     """
     if not feeds:
         raise DataError("there is no source to train on")
     names = list(dict.fromkeys(head for feed in feeds for head in feed.heads))
     batches = _TrainBatches(feeds, batch_size, seed, start_step, steps, rank, world_size)
-    return _load(_Loading(feeds, names, None, seed, on_error, size_divisor), batches, workers)
+    return _batches(_Loading(feeds, names, None, seed, on_error, size_divisor), batches, workers, skipped)
 
 
 def eval_loader(
@@ -115,6 +156,7 @@ def eval_loader(
     max_images: int | None = None,
     on_error: OnError = "fail",
     size_divisor: int = 32,
+    skipped: Skipped | None = None,
 ) -> Iterator[MixedBatch]:
     """The images of one feed in order, each once, this process its own part.
 
@@ -122,13 +164,19 @@ def eval_loader(
 
     Args:
         max_images: only the first so many.
-        on_error: ``"skip"`` leaves a broken image out and logs a line; ``"fail"`` raises.
+        on_error: ``"skip"`` leaves a broken image out; ``"fail"`` raises.
+        skipped: filled with what was skipped; ``None``: a summary is logged at the end.
+
+    Raises:
+        DataError, UserError: as for :func:`train_loader`.
     """
     total = len(feed.source) if max_images is None else min(max_images, len(feed.source))
     mine = range(rank, total, world_size)
     places = [[_Place(index, 0, index) for index in mine[i : i + batch_size]] for i in range(0, len(mine), batch_size)]
     heads = [head for head in feed.heads if head in heads_with_targets]
-    return _load(_Loading([feed], heads, heads, 0, on_error, size_divisor), places, workers)
+    loading = _Loading([feed], heads, heads, 0, on_error, size_divisor)
+    # Of several processes, one must not stop while the others go on.
+    return _batches(loading, places, workers, skipped, must_have_one=world_size == 1)
 
 
 def readable(source: Source, tasks: Collection[str], on_error: OnError, stop: int) -> Iterator[Sample]:
@@ -140,6 +188,10 @@ def readable(source: Source, tasks: Collection[str], on_error: OnError, stop: in
         except DataError:
             if on_error == "fail":
                 raise
+
+
+_Skip = tuple[str, int, str]
+"""A skipped image: the name of its feed, its index in the source, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +251,7 @@ def _order(seed: int, name: str, epoch: int, size: int) -> np.ndarray:
 
 
 @dataclass
-class _Loading(Dataset):
+class _Loading:
     """Makes whole batches, in a worker process or in this one.
 
     Attributes:
@@ -214,41 +266,53 @@ class _Loading(Dataset):
     on_error: OnError
     size_divisor: int
 
-    def __getitem__(self, places: list[_Place]) -> tuple[MixedBatch | None, list[str]] | UserError:
-        """The batch (``None`` if no image of it can be read) and notes on what was skipped. An error of the user's is
-        returned, not raised: a traceback of the worker would be wrapped around it."""
-        notes: list[str] = []
+    def __call__(self, places: list[_Place]) -> tuple[MixedBatch | None, list[_Skip]]:
+        """The batch (``None`` if no image of it can be read), and what was skipped."""
+        skips: list[_Skip] = []
         rows: list[tuple[Feed, Sample]] = []
+        for place in places:
+            sample = self._sample(place, skips)
+            if sample is not None:
+                rows.append((self.feeds[place.feed], sample))
+        if not rows:
+            return None, skips
         try:
-            for place in places:
-                sample = self._sample(place, notes)
-                if sample is not None:
-                    rows.append((self.feeds[place.feed], sample))
-            if not rows:
-                return None, notes
             targets = [self._targets(feed, sample) for feed, sample in rows]
             samples = [sample for _, sample in rows]
-            return collate(samples, targets, self.heads, self.size_divisor, pad=self.original is None), notes
-        except UserError as error:
-            return error
+            return collate(samples, targets, self.heads, self.size_divisor, pad=self.original is None), skips
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"no batch can be made of {self.describe(places)}: unexpected {explain(error)}") from error
 
-    def _sample(self, place: _Place, notes: list[str]) -> Sample | None:
+    def describe(self, places: list[_Place]) -> str:
+        """The images at these places, in words."""
+        names = [f"{self.feeds[p.feed].source.describe(p.index)} of source '{self.feeds[p.feed].name}'" for p in places]
+        return ", ".join(names[:3]) + (f" or {len(names) - 3} further images" if len(names) > 3 else "")
+
+    def _sample(self, place: _Place, skips: list[_Skip]) -> Sample | None:
         """The sample at a place; of a broken image with ``skip``, the next one (training) or ``None`` (evaluation)."""
         feed = self.feeds[place.feed]
         size = len(feed.source)
-        index = place.index
+        index, reason = place.index, ""
         while True:
             try:
                 return self._load(feed, place.number, index)
             except DataError as error:
                 if self.on_error == "fail":
                     raise
-                notes.append(f"skipped: {error}")
+                reason = reason or str(error)
+                skips.append((feed.name, index, str(error)))
+            except UserError:
+                raise
+            except Exception as error:
+                at = self.describe([replace(place, index=index)])
+                raise UserError(f"{at}: unexpected {explain(error)}") from error
             index = (index + 1) % size
             if self.original is not None:
                 return None
             if index == place.index:
-                raise DataError(f"source '{feed.name}': none of its {size} images can be read")
+                raise DataError(f"source '{feed.name}': none of its {size} images can be read ({reason})")
 
     def _load(self, feed: Feed, number: int, index: int) -> Sample:
         seed_everything(self.seed, number)
@@ -337,105 +401,31 @@ def collate(
     )
 
 
-def _load(loading: _Loading, batches: Any, workers: int) -> Iterator[MixedBatch]:
+def _batches(
+    loading: _Loading, batches: Any, workers: int, skipped: Skipped | None, *, must_have_one: bool = False
+) -> Iterator[MixedBatch]:
     """The batches, in order, made by so many workers."""
-    said: set[str] = set()
-    for result in _in_workers(loading, batches, workers) if workers else _in_this_process(loading, batches):
-        if isinstance(result, UserError):
-            raise result
-        batch, notes = result
-        for note in notes:
-            if note not in said:
-                said.add(note)
-                log.warning(note)
+    tally = Skipped() if skipped is None else skipped
+    count = 0
+    for batch, skips in _results(loading, batches, workers):
+        for skip in skips:
+            tally.add(*skip)
         if batch is not None:
+            count += 1
             yield batch
+    lines = tally.summary()
+    if must_have_one and not count and lines:
+        raise DataError(f"no image can be read: {'; '.join(lines)}")
+    if skipped is None:
+        for line in lines:
+            log.warning(line)
 
 
-def _in_this_process(loading: _Loading, batches: Any) -> Iterator[Any]:
+def _results(loading: _Loading, batches: Any, workers: int) -> Iterator[Any]:
+    if workers:
+        yield from in_workers(loading, batches, workers, loading.describe)
+        return
     for places in batches:
         with _generators_kept():
-            result = loading[places]
+            result = loading(places)
         yield result
-
-
-def _in_workers(loading: _Loading, batches: Any, workers: int) -> Iterator[Any]:
-    with _generators_kept():  # a DataLoader draws a seed of its own
-        loader = DataLoader(
-            _Packed(loading), batch_size=None, sampler=batches, num_workers=workers, collate_fn=_as_it_is,
-            worker_init_fn=_start_worker,
-        )  # fmt: skip
-        made = iter(loader)
-    for packed in made:
-        yield _unpack(*packed)
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
-
-
-def _start_worker(_: int) -> None:
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
-
-
-@dataclass
-class _Packed(Dataset):
-    """Batches as three things that cross a process boundary quickly: the images, one buffer, and a few bytes.
-
-    Left to itself, torch would open a shared memory file for each of the hundreds of small tensors of a batch.
-    """
-
-    loading: _Loading
-
-    def __getitem__(self, places: list[_Place]) -> tuple[Tensor | None, Tensor, bytes]:
-        result = self.loading[places]
-        images = None
-        if not isinstance(result, UserError) and result[0] is not None:
-            images = result[0].images
-            result = replace(result[0], images=torch.empty(0)), result[1]
-        out = io.BytesIO()
-        pickler = _Pickler(out, pickle.HIGHEST_PROTOCOL)
-        pickler.dump(result)
-        return images, pickler.buffer(), out.getvalue()
-
-
-class _Pickler(pickle.Pickler):
-    """Pickles all but tensors, which go to a buffer of their own."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.tickets: dict[int, tuple[int, tuple[int, ...], torch.dtype]] = {}
-        self.parts: list[tuple[int, Tensor]] = []
-        self.end = 0
-
-    def persistent_id(self, value: Any) -> tuple[int, tuple[int, ...], torch.dtype] | None:
-        if not isinstance(value, Tensor):
-            return None
-        if id(value) not in self.tickets:  # two targets may share a tensor
-            self.tickets[id(value)] = self.end, tuple(value.shape), value.dtype
-            self.parts.append((self.end, value))
-            self.end += -(-value.nbytes // 8) * 8
-        return self.tickets[id(value)]
-
-    def buffer(self) -> Tensor:
-        out = torch.empty(self.end, dtype=torch.uint8)
-        for start, value in self.parts:
-            out[start : start + value.nbytes] = value.contiguous().view(-1).view(torch.uint8)
-        return out
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, data: bytes, buffer: Tensor) -> None:
-        super().__init__(io.BytesIO(data))
-        self.buffer = buffer
-
-    def persistent_load(self, ticket: tuple[int, tuple[int, ...], torch.dtype]) -> Tensor:
-        start, shape, dtype = ticket
-        size = int(np.prod(shape)) * dtype.itemsize
-        return self.buffer[start : start + size].view(dtype).view(shape)
-
-
-def _unpack(images: Tensor | None, buffer: Tensor, data: bytes) -> Any:
-    result = _Unpickler(data, buffer).load()
-    return result if images is None else (replace(result[0], images=images), result[1])
