@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from visionkit.errors import UserError
+from visionkit.results.files import write_atomically
 
 if TYPE_CHECKING:
     from visionkit.config import Pipeline
@@ -52,13 +50,4 @@ def read_pipeline(
 
 def write_text(path: str, text: str) -> None:
     """Write a file whole or not at all."""
-    file = Path(path)
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, file)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    write_atomically(Path(path), text)

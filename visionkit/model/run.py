@@ -7,10 +7,11 @@ moving average where one was kept), ``checkpoints/`` (to resume from), ``metrics
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import pickle
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,28 +26,11 @@ from visionkit.config import Pipeline, load_pipeline
 from visionkit.errors import RunError
 from visionkit.model.build import build_model, without_first_weights
 from visionkit.model.graph import MultiTaskModel
+from visionkit.results.files import write_atomically as write_atomically
 from visionkit.types import LabelSet
 
 if TYPE_CHECKING:
     from visionkit.plugins import PluginManager
-
-
-def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write a file whole or not at all: beside it first, then renamed. A full disk leaves the old one as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
-    except BaseException as error:
-        Path(beside).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise RunError(f"cannot write {path}: {error.strerror}; what was there before is intact") from None
-        raise
 
 
 @dataclass(frozen=True)
@@ -115,14 +99,16 @@ class RunFolder:
 
 def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     """Write a state dict as safetensors, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}, beside)
         os.replace(beside, path)
     except (OSError, SafetensorError) as error:
-        beside.unlink(missing_ok=True)
-        raise RunError(f"cannot write {path}: {error}; what was there before is intact") from None
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise RunError(f"{path}: cannot be written: {reason}; what was there before is intact") from None
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -133,6 +119,15 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         raise RunError(f"{path}: no such weights file; has the run finished, or saved a checkpoint?") from None
     except (SafetensorError, OSError) as error:
         raise RunError(f"{path} is damaged: {error}") from None
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """A fingerprint of all weights and statistics, by which a journal knows its model."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()[:16]
 
 
 def load_state(model: torch.nn.Module, state: Mapping[str, Tensor], where: str) -> None:
