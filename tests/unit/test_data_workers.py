@@ -97,13 +97,13 @@ def die(number: int) -> Callable[[int], int]:
     [
         (
             signal.SIGKILL,
-            ", as the system does where memory runs out: a smaller train.workers or train.batch_size needs",
+            "the system does this where memory runs out: a smaller train.workers or train.batch_size",
         ),
         (
             signal.SIGBUS,
-            ": shared memory or a disk is full; in a container give more with --shm-size, or lower train.wo",
+            "shared memory or a disk is full: in a container give more with --shm-size, or lower",
         ),
-        (signal.SIGTERM, "; train.workers: 0 loads in the main process"),
+        (signal.SIGTERM, "train.workers: 0 loads in the main process"),
     ],
 )
 @pytest.mark.parametrize("workers", [1, 3])
@@ -113,7 +113,7 @@ def test_a_killed_worker_is_one_line(number: int, hint: str, workers: int) -> No
         seen.extend(in_workers(die(number), range(9), workers, name))
     message = str(caught.value)
     assert message.startswith(f"loader worker {3 % workers} (PID ")
-    assert f"was killed by {signal.Signals(number).name} at item 3{hint}" in message
+    assert f"was killed by {signal.Signals(number).name} while it worked on item 3; {hint}" in message
     assert "\n" not in message
     assert not multiprocessing.active_children()
 
@@ -123,14 +123,14 @@ def test_a_crashed_worker_is_one_line() -> None:
         faulthandler.disable()
         ctypes.string_at(0)
 
-    with pytest.raises(UserError, match=r"was killed by SIGSEGV at item 0; train.workers: 0 loads in the main process"):
+    with pytest.raises(UserError, match=r"was killed by SIGSEGV while it worked on item 0; train.workers: 0 loads"):
         results(crash)
 
 
 def test_an_ended_worker_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"has ended at item 0 with status 3; with train.workers: 0, no process"):
+    with pytest.raises(UserError, match=r"ended with status 3 while it worked on item 0; train.workers: 0 loads in"):
         results(lambda _: os._exit(3))
-    with pytest.raises(UserError, match=r"has ended at item 0 with status 4"):
+    with pytest.raises(UserError, match=r"ended with status 4 while it worked on item 0"):
         results(lambda _: sys.exit(4))
 
 

@@ -92,6 +92,17 @@ class Skipped:
         if len(known) == _NAMED:
             log.warning("source '%s': further skipped images are counted, and summed up at the end", source)
 
+    def gathered(self, world_size: int) -> Skipped:
+        """What all processes of a distributed run have skipped."""
+        if world_size == 1:
+            return self
+        parts: list[Any] = [None] * world_size
+        torch.distributed.all_gather_object(parts, self.reasons)
+        sources = dict.fromkeys(source for part in parts for source in part)
+        return Skipped(
+            {source: {k: v for part in parts for k, v in part.get(source, {}).items()} for source in sources}
+        )
+
     def summary(self) -> list[str]:
         """A line for each source of which images were skipped: how many, and why."""
         lines = []

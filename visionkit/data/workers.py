@@ -119,12 +119,12 @@ class _Worker:
         """The error to raise where this worker is no more."""
         self.process.join(_POLL_S)
         code = self.process.exitcode
-        at = f" at {self.describe(self.items[0])}" if self.items else ""
+        at = f" while it worked on {self.describe(self.items[0])}" if self.items else ""
         who = f"loader worker {self.number} (PID {self.process.pid})"
         if code is None or code >= 0:
-            return UserError(f"{who} has ended{at} with status {code}; with train.workers: 0, no process is needed")
+            return UserError(f"{who} ended with status {code}{at}; {_HINT}")
         name = _signal_name(-code)
-        return UserError(f"{who} was killed by {name}{at}{_HINTS.get(name, _HINT)}")
+        return UserError(f"{who} was killed by {name}{at}; {_HINTS.get(name, _HINT)}")
 
     def stop(self) -> None:
         self.process.join(_POLL_S)
@@ -134,13 +134,11 @@ class _Worker:
         self.channel.close()
 
 
-_HINT = "; train.workers: 0 loads in the main process"
+_HINT = "train.workers: 0 loads in the main process"
 _HINTS = {
-    "SIGKILL": ", as the system does where memory runs out: a smaller train.workers or train.batch_size "
-               "needs less",
-    "SIGBUS": ": shared memory or a disk is full; in a container give more with --shm-size, or lower "
-              "train.workers",
-}  # fmt: skip
+    "SIGKILL": "the system does this where memory runs out: a smaller train.workers or train.batch_size needs less",
+    "SIGBUS": "shared memory or a disk is full: in a container give more with --shm-size, or lower train.workers",
+}
 
 
 def _signal_name(number: int) -> str:

@@ -12,8 +12,8 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 
-from visionkit.config import Pipeline
-from visionkit.data.loader import train_loader
+from visionkit.config import Pipeline, check_arguments
+from visionkit.data.loader import Skipped, train_loader
 from visionkit.data.wiring import build_feeds, build_sources, resolve_labels
 from visionkit.errors import RunError, UserError
 from visionkit.evaluate.runner import check_metrics
@@ -65,6 +65,7 @@ def train(
         UserError: anything in the pipeline or its data that the user must mend, a loss that is not finite (the message
             names the head and the images), a folder that already holds a run.
     """
+    check_arguments(pipeline, plugins)
     fabric = start_processes(pipeline, plugins, accelerator, devices, nodes)
     folder = RunFolder(Path(out))
     if folder.checkpoint_file.exists() and not resume:
@@ -101,6 +102,7 @@ def train(
         folder.write_description(pipeline, labels)
     log = _Log(run, plugins, progress, resume, first=fabric.global_rank == 0)
     accumulate = pipeline.train.accumulate
+    skipped = Skipped()
     batches = train_loader(
         feeds,
         batch_size=pipeline.train.batch_size,
@@ -112,20 +114,31 @@ def train(
         world_size=fabric.world_size,
         on_error=pipeline.train.on_error,
         size_divisor=pipeline.train.size_divisor,
+        skipped=skipped,
     )
     plugins.hook.visionkit_run_started(run=run)
     if checkpoint is None and fabric.global_rank > 0:
         # The weights are alike in all processes; what is drawn from now on is not.
         torch.manual_seed(pipeline.train.seed + fabric.global_rank)
     every = pipeline.train.checkpoint_every or max(pipeline.train.steps // 10, 1)
+    saved = run.step
     try:
         while run.step < pipeline.train.steps:
-            rate = training.step([next(batches) for _ in range(accumulate)], log.averages)
+            try:
+                step_batches = [next(batches) for _ in range(accumulate)]
+            except UserError:
+                # To save, all processes are needed; the others do not know of this error.
+                if run.step > saved and fabric.world_size == 1:
+                    training.save()
+                    progress.say(f"stopped at step {run.step}; go on with --resume")
+                raise
+            rate = training.step(step_batches, log.averages)
             last = run.step == pipeline.train.steps
             if run.step % pipeline.train.log_every == 0 or last:
                 log.step(rate)
             if run.step % every == 0 or last:
                 training.save()
+                saved = run.step
                 plugins.hook.visionkit_checkpoint_saved(run=run, step=run.step, path=folder.checkpoint_file)
             if pipeline.evaluate.every and run.step % pipeline.evaluate.every == 0 and not last:
                 log.metrics(training.evaluate(plugins, held_out))
@@ -135,6 +148,8 @@ def train(
         raise
     finally:
         progress.close()
+    for line in skipped.gathered(fabric.world_size).summary():
+        progress.say(line)
 
     if fabric.global_rank == 0:
         with training.averaged():

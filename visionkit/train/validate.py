@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -12,12 +13,13 @@ from visionkit.config import Pipeline, build_component, check_arguments
 from visionkit.data.base import Source
 from visionkit.data.images import image_header
 from visionkit.data.label_maps import LabelCounts, label_map_problems
-from visionkit.data.loader import Feed, train_loader
-from visionkit.data.wiring import build_feeds, build_sources, resolve_labels
-from visionkit.errors import UserError
+from visionkit.data.loader import Feed, OnError, Skipped, train_loader
+from visionkit.data.wiring import build_feeds, build_sources, resolve_labels, untrained_heads
+from visionkit.errors import DataError, UserError
 from visionkit.evaluate.runner import evaluate_model
-from visionkit.model.build import build_model, head_class
-from visionkit.model.graph import MultiTaskModel, learns
+from visionkit.model.build import build_model
+from visionkit.model.graph import MultiTaskModel
+from visionkit.plugins import explain
 from visionkit.train.optim import build_optimizers, freeze_parts, phases_of
 from visionkit.types import ImageInfo, LabelSet, SemanticTarget
 
@@ -77,7 +79,8 @@ def validate(pipeline: Pipeline, plugins: PluginManager, *, all_images: bool = F
     if all_images:
         for split, sources in (("train", training), ("val", held_out)):
             for name, source in sources.items():
-                yield attempt(f"every image of '{name}' ({split})", lambda source=source: _decode_all(source))  # type: ignore[misc]
+                work = partial(_decode_all, name, source, pipeline.train.on_error)
+                yield attempt(f"every image of '{name}' ({split})", work)
 
 
 def _arguments(pipeline: Pipeline, plugins: PluginManager) -> tuple[None, str]:
@@ -115,16 +118,15 @@ def _feeds(
     pipeline: Pipeline, plugins: PluginManager, sources: Mapping[str, Source], labels: Mapping[str, LabelSet]
 ) -> tuple[list[Feed], str]:
     feeds = build_feeds(pipeline, plugins, sources, labels, training=True)
-    learning = [head for head in pipeline.heads if learns(head_class(pipeline, plugins, head))]
-    unfed = [head for head in learning if not any(head in feed.heads for feed in feeds)]
+    unfed = untrained_heads(pipeline, plugins, feeds)
     told = "; ".join(f"{feed.name} feeds {', '.join(feed.heads)}" for feed in feeds)
     return feeds, told + (f"; NOT TRAINED by any source: {', '.join(unfed)}" if unfed else "")
 
 
 def _one_batch(pipeline: Pipeline, plugins: PluginManager, model: MultiTaskModel, feed: Feed) -> tuple[None, str]:
-    train = pipeline.train
+    train, skipped = pipeline.train, Skipped()
     batches = train_loader([feed], batch_size=train.batch_size, seed=train.seed, steps=1, on_error=train.on_error,
-                           size_divisor=train.size_divisor)  # fmt: skip
+                           size_divisor=train.size_divisor, skipped=skipped)  # fmt: skip
     batch = next(iter(batches)).normalised(model.mean, model.std, channels_last=train.channels_last)
     model.train()
     losses, _ = model.losses(batch)
@@ -138,7 +140,8 @@ def _one_batch(pipeline: Pipeline, plugins: PluginManager, model: MultiTaskModel
         f"{head} {sum(v.item() for v in losses[head].values()):.3f}" for head in losses if batch.labelled(head)
     )
     size = f"{batch.images.shape[2]}x{batch.images.shape[3]}"
-    return None, f"{len(batch)} images of {size}; losses: {shown}{_rotated(batch.info)}"
+    detail = f"{len(batch)} images of {size}; losses: {shown}{_rotated(batch.info)}"
+    return None, "\n".join([detail, *skipped.summary()])
 
 
 def _evaluate(
@@ -156,15 +159,23 @@ def _evaluate(
     return None, f"{len(metrics)} metrics: {', '.join(sorted({key.split('/')[1] for key in metrics}))}"
 
 
-def _decode_all(source: Source) -> tuple[None, str]:
-    broken = []
+def _decode_all(name: str, source: Source, on_error: OnError) -> tuple[None, str]:
+    skipped = Skipped()
+    broken: list[str] = []
     info = []
     counts = LabelCounts(source.labels.get("semantic", LabelSet(())))
     for index in range(len(source)):
         try:
             sample = source.load(index, source.tasks)
-        except UserError as error:
-            broken.append(str(error))
+        except DataError as error:
+            if on_error == "skip":
+                skipped.add(name, index, str(error))
+            else:
+                broken.append(str(error))
+            continue
+        except Exception as error:
+            text = str(error) if isinstance(error, UserError) else f"unexpected {explain(error)}"
+            broken.append(f"{source.describe(index)}: {text}")
             continue
         info.append(sample.info)
         if isinstance(target := sample.targets.get("semantic"), SemanticTarget):
@@ -172,7 +183,10 @@ def _decode_all(source: Source) -> tuple[None, str]:
     if broken:
         more = f" (and {len(broken) - 3} more)" if len(broken) > 3 else ""
         raise UserError("; ".join(broken[:3]) + more)
-    return None, "\n".join([f"{len(source)} images decoded{_rotated(info)}", *counts.lines(counts.maps)])
+    if not info:
+        raise UserError("; ".join(skipped.summary()))
+    detail = f"{len(info)} images decoded{_rotated(info)}"
+    return None, "\n".join([detail, *skipped.summary(), *counts.lines(counts.maps)])
 
 
 def _rotated(info: Sequence[ImageInfo]) -> str:
