@@ -57,9 +57,9 @@ def test_mistakes_are_one_line_and_status_2(golden, capfd, tmp_path):
     bad = tmp_path / "bad.json"
     record = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 5, 5], "score": 1}
     for text, message in (
-        (json.dumps([record]), "the ground truth has no image_id 1"),
+        (json.dumps([record]), "detection number 1 has the image_id 1, which the ground truth"),
         ("[{]", f"{bad}:1: not valid JSON"),
-        ("{}", "COCO results are a list of detections"),
+        ("{}", "COCO results must be a list of detections"),
     ):
         bad.write_text(text)
         assert call(golden, "bbox", dt=bad) == 2
@@ -133,7 +133,7 @@ def test_panoptic_mistakes_are_one_line(golden, tmp_path, capsys):
     (tmp_path / "found" / "7.png").unlink()
     assert status(call) == 2
     error = capsys.readouterr().err
-    assert "7.png: No such file" in error
+    assert "7.png: no such file" in error
     assert len(error.strip().splitlines()) == 1
     assert status([*call[:-1], "bbox", "--gt-folder", str(tmp_path)]) == 2
     assert "are for --type panoptic, not bbox" in capsys.readouterr().err
@@ -147,3 +147,25 @@ def test_panoptic_needs_no_torch(tmp_path):
         "assert not {'torch', 'timm'} & set(sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, *panoptic_set(tmp_path)]).returncode == 0
+
+
+def test_panoptic_areas_that_are_not_those_of_the_maps(tmp_path, capsys):
+    call = panoptic_set(tmp_path)
+    data = json.loads((tmp_path / "truth.json").read_text())
+    data["annotations"][0]["segments_info"][1]["area"] = 1
+    (tmp_path / "truth.json").write_text(json.dumps(data))
+    assert status(call) == 0
+    captured = capsys.readouterr()
+    assert "PQ     0.816667" in captured.out
+    assert "truth.json: the area of 1 of 2 segments is not their number of pixels (segment 200" in captured.err
+    assert len(captured.err.splitlines()) == 1
+
+
+def test_panoptic_metrics_of_nothing_are_no_numbers(tmp_path, capsys):
+    call = panoptic_set(tmp_path)
+    for name in ("truth", "found"):
+        data = json.loads((tmp_path / f"{name}.json").read_text())
+        (tmp_path / f"{name}.json").write_text(json.dumps(data | {"annotations": []}))
+    assert status([*call, "--json", str(tmp_path / "out.json")]) == 0
+    assert {line.split()[1] for line in capsys.readouterr().out.splitlines()} == {"n/a"}
+    assert set(json.loads((tmp_path / "out.json").read_text()).values()) == {None}

@@ -15,7 +15,6 @@ from pycocotools.cocoeval import COCOeval
 
 from visionkit.errors import DataError
 from visionkit.evaluate import evaluate_coco
-from visionkit.evaluate.coco_files import _has_value
 from visionkit.evaluate.coco_metrics import COCO_SIGMAS
 
 NAMES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
@@ -243,7 +242,7 @@ def test_ids_may_be_file_names(tmp_path):
 def test_an_annotation_with_the_id_0_is_as_in_pycocotools(tmp_path):
     data = truth(id=0)
     expected, _ = official(data, [result()], "bbox")
-    with pytest.warns(UserWarning, match="id 0"):
+    with pytest.warns(UserWarning, match="ID 0"):
         assert both_ways(tmp_path, data, [result()], "bbox") == expected
 
 
@@ -267,20 +266,19 @@ def test_limits_of_detections():
 
 
 WRONG_RESULTS = [
-    ("bbox", {"not": "a list"}, "detections: COCO results are a list of detections, not an object"),
-    ("bbox", [3], "detections: detection number 1 is not an object, but 3"),
-    ("bbox", [result(), result(image_id=7), result(image_id=8)], "the ground truth has no image_id 7, 8; it knows 2"),
-    ("bbox", [result(image_id="1")], "the ground truth has no image_id '1'"),
-    ("bbox", [result(category_id=1)], "the ground truth has no category_id 1; it knows 1, such as 3"),
-    ("bbox", [result(), result(score=...)], "detection number 2 has no 'score'"),
-    ("bbox", [result(score="high")], r"detection number 1 \(image 1\): score must be 1 finite number, not"),
-    ("bbox", [result(score=float("nan"))], "score must be 1 finite number"),
-    ("bbox", [result(bbox=[1, 2, 3])], "bbox must be 4 finite numbers, not 3 values"),
-    ("segm", [result(segmentation=...)], "detection number 1 has no 'segmentation'; it has image_id"),
-    ("segm", [result(segmentation={"size": [40, 50]})], "segmentation must be polygons"),
-    ("segm", [result(), result(bbox=...)], "either all detections have a bbox or none; the first has"),
-    ("keypoints", [result(), result(keypoints=[1, 2, 1])], "keypoints must be 6 finite numbers, not 3 values"),
-    ("keypoints", [result(keypoints=[1] * 9)], r"detection number 1 \(image 1\): keypoints must be 6"),
+    ("bbox", {"not": "a list"}, "COCO results must be a list of detections, not an object"),
+    ("bbox", [3], r"detection number 1 must be an object, not 3 \(a number\)"),
+    ("bbox", [result(), result(image_id=7), result(image_id=8)], "number 2 has the image_id 7, .* it has 2: 1, 2"),
+    ("bbox", [result(category_id=1)], "number 1 has the category_id 1, which the ground truth doesn't have; it has 1: 3"),
+    ("bbox", [result(), result(score=...)], r"detection number 2 \(image 1\) has no 'score'"),
+    ("bbox", [result(score="high")], r"number 1 \(image 1\): 'score' must be a number, not 'high' \(a string\)"),
+    ("bbox", [result(score=float("nan"))], "'score' must be .*finite.*nan"),
+    ("bbox", [result(bbox=[1, 2, 3])], r"'bbox' must be \[left, top, width, height\], not \[1, 2, 3\]"),
+    ("segm", [result(segmentation=...)], r"detection number 1 \(image 1\) has no 'segmentation' \(it has image_id"),
+    ("segm", [result(segmentation={"size": [40, 50]})], "'segmentation': the RLE has no 'counts'"),
+    ("segm", [result(), result(bbox=...)], "either all detections have a 'bbox' or none; the first one has one"),
+    ("keypoints", [result(), result(keypoints=[1, 2, 1])], "number 2 .*'keypoints' has 3 numbers; .* so 6 numbers"),
+    ("keypoints", [result(keypoints=[1] * 9)], r"detection number 1 \(image 1\): 'keypoints' has 9 numbers"),
 ]
 
 
@@ -293,15 +291,15 @@ def test_a_wrong_results_file_is_one_clear_error(kind, results, message, tmp_pat
 
 
 WRONG_TRUTH = [
-    ("bbox", [], "COCO ground truth needs a list 'images'"),
-    ("bbox", {"images": [], "annotations": []}, "needs a list 'categories'"),
-    ("bbox", truth(image_id=9), "annotation 1: its image_id 9 is not among the 2 known: 1, 2"),
-    ("bbox", truth(category_id=4), "annotation 1: its category_id 4 is not among the 1 known: 3"),
-    ("bbox", truth(bbox=...), "annotation 1 has no 'bbox'"),
-    ("bbox", truth() | {"annotations": truth()["annotations"] * 2}, "another annotation has the same id"),
-    ("bbox", truth() | {"categories": truth()["categories"] * 2}, "two categories have the same id"),
-    ("segm", truth(segmentation=[]), "annotation 1: a segmentation is one or more polygons"),
-    ("keypoints", truth(keypoints=[1, 2, 2]), "annotation 1: keypoints must be 6 finite numbers, not 3 values"),
+    ("bbox", [], "the list 'images' is missing"),
+    ("bbox", {"images": [], "annotations": []}, "the list 'categories' is missing"),
+    ("bbox", truth(image_id=9), "annotation 1 has the image_id 9, which is not in 'images'"),
+    ("bbox", truth(category_id=4), "annotation 1 has the category_id 4, which is not in 'categories' (3)"),
+    ("bbox", truth(bbox=..., segmentation=...), "annotation 1 has no 'bbox'"),
+    ("bbox", truth() | {"annotations": truth()["annotations"] * 2}, "two annotations have the ID 1"),
+    ("bbox", truth() | {"categories": truth()["categories"] * 2}, "two categories have the ID 3"),
+    ("segm", truth(segmentation=[]), "no annotation has a segmentation to compare masks with"),
+    ("keypoints", truth(keypoints=[1, 2, 2]), "annotation 1 has 3 numbers in 'keypoints'; its category"),
 ]
 
 
@@ -313,28 +311,13 @@ def test_wrong_ground_truth_is_one_clear_error(kind, data, message, tmp_path):
     assert "\n" not in seen
 
 
-@pytest.mark.parametrize(
-    ("text", "has"),
-    [
-        ('[{"counts": "jRk3NaNlEc1i9m", "score": 0.5}]', False),
-        ('[{"counts": "QQNaN]k1", "score": 0.5}]', False),
-        ('[{"score": NaN}]', True),
-        ('[{"score": -NaN , "image_id": 1}]', True),
-        ('[{"bbox": [1, 2, 3, NaN]}]', True),
-        ('[{"bbox": [\n  NaN\n, 2]}]', True),
-    ],
-)
-def test_a_value_is_told_from_letters_in_run_lengths(text, has):
-    assert _has_value(text.encode(), b"NaN") is has
-
-
 def test_files_that_are_none(tmp_path):
     good, bad = tmp_path / "good.json", tmp_path / "bad.json"
     good.write_text(json.dumps(truth()))
     bad.write_text('[{"image_id": 1,\n  "score" 3}]')
     with pytest.raises(DataError, match=r"bad\.json:2: not valid JSON: Expecting ':' delimiter"):
         evaluate_coco(good, bad, "bbox")
-    with pytest.raises(DataError, match=r"none\.json: No such file"):
+    with pytest.raises(DataError, match=r"none\.json: no such file"):
         evaluate_coco(good, tmp_path / "none.json", "bbox")
-    with pytest.raises(DataError, match=r"none\.json: No such file"):
+    with pytest.raises(DataError, match=r"none\.json: no such file"):
         evaluate_coco(tmp_path / "none.json", good, "bbox")

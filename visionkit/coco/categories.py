@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from visionkit.coco.values import describe, entries, field, flag, identifier, number, same_id, text, whole
+from visionkit.coco.values import describe, field, flag, identifier, number, same_id, text, whole
 from visionkit.errors import DataError
 
 Pairs = tuple[tuple[int, int], ...]
@@ -38,15 +38,15 @@ class Category:
     sigmas: tuple[float, ...] = ()
 
 
-def read_categories(data: Any, path: str) -> list[Category]:
-    """The list ``categories`` of a COCO file.
+def read_categories(rows: Sequence[Mapping[str, Any]], path: str) -> list[Category]:
+    """The entries of the list ``categories`` of a COCO file.
 
     A skeleton and flip pairs may consist of names or of numbers counted from 1, as in COCO.
 
     Raises:
         DataError: an entry is wrong or two have the same ID; the message names the file and the category.
     """
-    categories = [_read_category(row, f"{path}: category") for row in entries(data, "categories", path)]
+    categories = [_read_category(row, f"{path}: category") for row in rows]
     known: set[int | str] = set()
     for category in categories:
         if same_id(category.id) in known:

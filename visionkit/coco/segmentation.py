@@ -7,18 +7,18 @@ wrong sum, cost it gigabytes, endless loops or the process. This module is the o
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from visionkit import rle
 from visionkit.coco.report import Report
 from visionkit.coco.run_lengths import measure
 from visionkit.coco.values import describe, number, whole
 from visionkit.errors import DataError
-from visionkit.layers import rle
 
 MAX_SIDE = 1 << 20
 """The largest height and width of an image, as in OpenCV."""
@@ -28,7 +28,8 @@ MARGIN = 1.0
 """How far polygons may reach outside their image, in sides of the image (and 100 pixels)."""
 _MAX_OUTLINE = 20_000_000  # pixels along the edges of an object's polygons; the codec needs about 50 bytes for each
 
-NONE, POLYGONS, RUN_LENGTHS = 0, 1, 2
+NONE, POLYGONS, RUN_LENGTHS, REJECTED = 0, 1, 2, 3
+"""Kinds of segmentations; what was rejected is left out by the reader."""
 
 
 class RLE(msgspec.Struct, gc=False):
@@ -115,6 +116,7 @@ class SegmentationTable:
         points: (polygons + 1,) where the coordinates of each polygon begin.
         coordinates: float64 x, y, x, y ... of all polygons.
         encodings: row -> compressed run lengths.
+        areas: (N,) float64: of run lengths in pixels, of polygons by the shoelace formula, 0 without a mask.
         sizes: (N, 2) height and width of the images.
     """
 
@@ -124,6 +126,7 @@ class SegmentationTable:
     points: np.ndarray
     coordinates: np.ndarray
     encodings: dict[int, bytes]
+    areas: np.ndarray
     sizes: np.ndarray
 
     def __len__(self) -> int:
@@ -133,7 +136,7 @@ class SegmentationTable:
     def empty(cls, num_objects: int, sizes: np.ndarray) -> SegmentationTable:
         """No object has a mask."""
         none = np.zeros(num_objects, np.int64)
-        return cls(none.astype(np.uint8), none, none, np.zeros(1, np.int64), np.zeros(0), {}, sizes)
+        return cls(none.astype(np.uint8), none, none, np.zeros(1, np.int64), np.zeros(0), {}, none * 0.0, sizes)
 
     @classmethod
     def build(
@@ -142,7 +145,7 @@ class SegmentationTable:
         ids: Sequence[Any],
         sizes: np.ndarray,
         report: Report,
-        where: Any,
+        where: Callable[[int], str],
     ) -> SegmentationTable:
         """Check segmentations and put them into arrays; rows that the report rejects have the kind ``NONE``.
 
@@ -153,40 +156,26 @@ class SegmentationTable:
             report: what is wrong goes there.
             where: row -> how messages name the segmentation.
         """
-        polygons: list[list[list[float]]] = [[]] * len(segmentations)
-        kind = np.zeros(len(segmentations), np.uint8)
-        encodings: dict[int, RLE] = {}
-        short: list[Any] = []
-        for row, segmentation in enumerate(segmentations):
-            if segmentation is None:
-                continue
-            if isinstance(segmentation, RLE):
-                encodings[row] = segmentation
-                continue
-            if not all(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation):
-                if any(len(polygon) % 2 for polygon in segmentation):
-                    report.reject("a polygon with an odd number of coordinates", ids[row],
-                                  f"{where(row)} has a polygon with an odd number of coordinates")  # fmt: skip
-                    continue
-                segmentation = [polygon for polygon in segmentation if len(polygon) >= 6]
-                if not segmentation:
-                    report.reject("a segmentation of zero area", ids[row],
-                                  f"{where(row)} has zero area: no polygon has three or more points")  # fmt: skip
-                    continue
-                short.append(ids[row])
-            kind[row], polygons[row] = POLYGONS, segmentation
-        report.note("objects have polygons of one or two points, which enclose nothing and are left out", short)
-        flat = list(itertools.chain.from_iterable(polygons))
-        counts = np.fromiter(map(len, polygons), np.int64, len(polygons))
-        lengths = np.fromiter(map(len, flat), np.int64, len(flat))
+        polygons = [one if type(one) is list else [] for one in segmentations]
+        encodings = {row: one for row, one in enumerate(segmentations) if type(one) is RLE}
+        counts, flat, lengths = _flatten(polygons)
+        rejected: list[int] = []
+        if len(irregular := np.flatnonzero((lengths < 6) | (lengths % 2 > 0))):
+            rows = np.unique(np.searchsorted(np.cumsum(counts), irregular, side="right"))
+            rejected = [row for row in rows.tolist() if not _drop_short(polygons, row, ids, report, where)]
+            counts, flat, lengths = _flatten(polygons)
+        kind = np.where(counts > 0, POLYGONS, NONE).astype(np.uint8)
+        kind[rejected] = REJECTED
         points = np.concatenate(([0], np.cumsum(lengths)))
         coordinates = np.fromiter(itertools.chain.from_iterable(flat), np.float64, int(points[-1]))
-        table = cls(kind, np.cumsum(counts) - counts, counts, points, coordinates, {}, sizes)
+        areas = np.zeros(len(kind))
+        table = cls(kind, np.cumsum(counts) - counts, counts, points, coordinates, {}, areas, sizes)
+        table._measure_polygons()
         table._reject_far_polygons(ids, report, where)
         table._add_encodings(encodings, ids, report, where)
         return table
 
-    def _reject_far_polygons(self, ids: Sequence[Any], report: Report, where: Any) -> None:
+    def _reject_far_polygons(self, ids: Sequence[Any], report: Report, where: Callable[[int], str]) -> None:
         """Polygons that lie far outside their image, are not finite, or are longer than any outline."""
         owner = np.repeat(np.arange(len(self)), self.count)
         lengths = np.diff(self.points)
@@ -220,54 +209,69 @@ class SegmentationTable:
             report.reject("a polygon far outside its image", ids[row],
                           f"{where(row)}: the coordinate {value} {problem} (height x width)"
                           if np.isfinite(value) else f"{where(row)}: the coordinate {value} is not finite")  # fmt: skip
-            self.kind[row] = NONE
+            self.kind[row] = REJECTED
         for row in np.flatnonzero(outline > _MAX_OUTLINE).tolist():
             report.reject("a polygon with too long an outline", ids[row],
                           f"{where(row)}: the outline of its polygons is {outline[row]:.0f} pixels long; at most "
                           f"{_MAX_OUTLINE} are supported")  # fmt: skip
-            self.kind[row] = NONE
+            self.kind[row] = REJECTED
 
-    def _add_encodings(self, encodings: Mapping[int, RLE], ids: Sequence[Any], report: Report, where: Any) -> None:
-        texts: dict[int, bytes] = {}
-        for row, one in encodings.items():
-            size = int(self.sizes[row, 0]), int(self.sizes[row, 1])
+    def _add_encodings(
+        self, encodings: Mapping[int, RLE], ids: Sequence[Any], report: Report, where: Callable[[int], str]
+    ) -> None:
+        rows, texts = self._compress(encodings, ids, report, where)
+        totals, areas = measure(texts)
+        self.kind[rows], self.areas[rows] = RUN_LENGTHS, areas
+        self.encodings.update(zip(rows.tolist(), texts))
+        for at in np.flatnonzero(totals != self.sizes[rows].prod(1)).tolist():
+            row, text = int(rows[at]), texts[at].decode("ascii", errors="replace")
+            height, width = self.sizes[row].tolist()
+            if totals[at] >= 0:
+                problem = f": its run lengths add up to {totals[at]}, not to {height} x {width} = {height * width}"
+            else:
+                hint = "; it looks like Python's notation of bytes" if text.startswith("b'") else ""
+                problem = (f": the counts {describe(text, 24)} are not compressed run lengths of {height}x{width} "
+                           f"pixels{hint}")  # fmt: skip
+            report.reject("run lengths that don't fit the image", ids[row], where(row) + problem)
+            self.kind[row] = REJECTED
+            del self.encodings[row]
+
+    def _compress(
+        self, encodings: Mapping[int, RLE], ids: Sequence[Any], report: Report, where: Callable[[int], str]
+    ) -> tuple[np.ndarray, list[bytes]]:
+        """The rows whose encoding has the size of the image, and their run lengths in the compressed form."""
+        rows = np.fromiter(encodings, np.int64, len(encodings))
+        sizes = np.array([one.size for one in encodings.values()], np.int64).reshape(-1, 2)
+        counts = [one.counts for one in encodings.values()]
+        other = (sizes != self.sizes[rows]).any(1)
+        if not other.any() and all(type(one) is str for one in counts):
+            return rows, [one.encode("utf-8", errors="replace") for one in counts]  # type: ignore[union-attr]
+        texts = {}
+        for row, one, (height, width) in zip(rows.tolist(), encodings.values(), self.sizes[rows].tolist()):
             try:
-                if tuple(one.size) != size:
+                if tuple(one.size) != (height, width):
                     raise DataError(f"{where(row)} is a mask of {one.size[0]}x{one.size[1]} (height x width), but its "
-                                    f"image is {size[0]}x{size[1]}")  # fmt: skip
+                                    f"image is {height}x{width}")  # fmt: skip
                 texts[row] = _compressed(one, where(row))
             except DataError as error:
                 report.reject("run lengths that don't fit the image", ids[row], error)
-        if not texts:
-            return
-        totals, _ = measure(list(texts.values()))
-        for (row, text), total in zip(texts.items(), totals.tolist()):
-            height, width = self.sizes[row].tolist()
-            if total == height * width:
-                self.kind[row], self.encodings[row] = RUN_LENGTHS, text
-            elif total >= 0:
-                report.reject("run lengths that don't fit the image", ids[row],
-                              f"{where(row)}: its run lengths add up to {total}, not to {height} x {width} = "
-                              f"{height * width}")  # fmt: skip
-            else:
-                shown = text.decode("ascii", errors="replace")
-                hint = "; it looks like Python's notation of bytes" if shown.startswith("b'") else ""
-                report.reject("run lengths that don't fit the image", ids[row],
-                              f"{where(row)}: the counts {describe(shown, 24)} are not compressed run lengths of "
-                              f"{height}x{width} pixels{hint}")  # fmt: skip
+                self.kind[row] = REJECTED
+        return np.fromiter(texts, np.int64, len(texts)), list(texts.values())
 
-    def areas(self) -> np.ndarray:
-        """(N,) float64 areas of the polygons by the shoelace formula; -1 for objects without polygons."""
-        out = np.full(len(self), -1.0)
+    def _measure_polygons(self) -> None:
         if len(self.coordinates):
             x, y = self.coordinates[0::2], self.coordinates[1::2]
             starts = self.points[:-1] // 2
             following = np.arange(1, len(x) + 1)
             following[self.points[1:] // 2 - 1] = starts  # the last corner is joined to the first
-            shoelace = np.abs(np.add.reduceat(x * y[following] - x[following] * y, starts)) / 2
+            with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is rejected later
+                shoelace = np.abs(np.add.reduceat(x * y[following] - x[following] * y, starts)) / 2
             owner = np.repeat(np.arange(len(self)), self.count)
-            out[self.count > 0] = np.bincount(owner, shoelace, minlength=len(self))[self.count > 0]
-        return out
+            self.areas += np.bincount(owner, shoelace, minlength=len(self))
+
+    def num_pixels(self, row: int) -> int:
+        """The number of pixels of an object's mask."""
+        return int(rle.area([self.encode(row)])[0])
 
     def select(self, rows: np.ndarray) -> SegmentationTable:
         """The segmentations of these rows, over the same coordinates."""
@@ -278,6 +282,7 @@ class SegmentationTable:
             first=self.first[rows],
             count=self.count[rows],
             encodings={place[row]: text for row, text in self.encodings.items() if row in place},
+            areas=self.areas[rows],
             sizes=self.sizes[rows],
         )
 
@@ -294,6 +299,7 @@ class SegmentationTable:
             points=np.concatenate([t.points[:-1] + start for t, start in zip(tables, numbers)] + [numbers[-1:]]),
             coordinates=np.concatenate([t.coordinates for t in tables]),
             encodings={row + int(start): text for t, start in zip(tables, rows) for row, text in t.encodings.items()},
+            areas=np.concatenate([t.areas for t in tables]),
             sizes=np.concatenate([t.sizes for t in tables]),
         )
 
@@ -329,6 +335,35 @@ class SegmentationTable:
             left, top, right, bottom = rle.to_boxes([self.encode(row)])[0].tolist()
             return [left, top, right - left, bottom - top]
         return None
+
+
+def _flatten(polygons: list[list[list[float]]]) -> tuple[np.ndarray, list[list[float]], np.ndarray]:
+    """The number of polygons of each object, all polygons, and their lengths."""
+    flat = list(itertools.chain.from_iterable(polygons))
+    counts = np.fromiter(map(len, polygons), np.int64, len(polygons))
+    return counts, flat, np.fromiter(map(len, flat), np.int64, len(flat))
+
+
+def _drop_short(
+    polygons: list[list[list[float]]], row: int, ids: Sequence[Any], report: Report, where: Callable[[int], str]
+) -> bool:
+    """Leave out an object's polygons of fewer than three points; false if the object is rejected."""
+    given = polygons[row]
+    polygons[row] = [polygon for polygon in given if len(polygon) >= 6]
+    if any(len(polygon) % 2 for polygon in given):
+        problem = "a polygon with an odd number of coordinates"
+        report.reject(problem, ids[row], f"{where(row)} has {problem}")
+    elif any(given) and not polygons[row]:
+        report.reject("a segmentation of zero area", ids[row],
+                      f"{where(row)} has zero area: no polygon has three or more points")  # fmt: skip
+    else:
+        if any(given):
+            report.note(
+                "objects have polygons of one or two points, which enclose nothing and are left out", [ids[row]]
+            )
+        return True
+    polygons[row] = []
+    return False
 
 
 def _compressed(one: RLE, where: str) -> bytes:

@@ -7,10 +7,13 @@ the field, with which its message starts.
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +92,7 @@ def number(value: Any, where: str) -> float:
     """A finite number, which may be stored as a string."""
     if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
         value = float(value)
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, Real) and not isinstance(value, bool):
         try:
             out = float(value)
         except OverflowError:
@@ -104,12 +107,11 @@ def whole(value: Any, where: str, *, least: int = -MAX_WHOLE) -> int:
     """A whole number of at least ``least``, which may be stored as a string or as a float such as 640.0."""
     if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
         value = float(value)
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value == int(value):
-        out = int(value)
-        if least <= out <= MAX_WHOLE:
-            return out
-        if out < least:
-            raise DataError(f"{where} must be a whole number of {least} or more, not {describe(value)}")
+    usual = isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= MAX_WHOLE
+    if usual and value == int(value):
+        if value >= least:
+            return int(value)
+        raise DataError(f"{where} must be a whole number of {least} or more, not {describe(value)}")
     raise DataError(f"{where} must be a whole number, not {describe(value)}")
 
 
@@ -132,7 +134,7 @@ def identifier(value: Any, where: str) -> int | str:
     """An ID: a whole number or a string. Whether two IDs are the same is decided by :func:`same_id`."""
     if isinstance(value, str) and value:
         return value
-    if isinstance(value, bool | str) or not isinstance(value, int | float):
+    if isinstance(value, bool | str) or not isinstance(value, Real):
         raise DataError(f"{where} must be a whole number or a string, not {describe(value)}")
     return whole(value, where)
 
@@ -171,3 +173,15 @@ def field(row: Mapping[str, Any], key: str, where: str) -> Any:
     except KeyError:
         keys = ", ".join(map(str, list(row)[:12])) or "no key"
         raise DataError(f"{where} has no '{key}' (it has {keys})") from None
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Millions of new objects, none of them garbage: to search them takes a third of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

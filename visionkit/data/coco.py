@@ -1,44 +1,54 @@
-"""COCO data sets: boxes, masks and keypoints from one JSON, panoptic segments and semantic maps from another."""
+"""Images with COCO annotations: instances, keypoints and panoptic maps."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
-from dataclasses import replace
-from typing import Any
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from visionkit.data.annotations import (
-    Annotations,
-    OnError,
-    Report,
-    category_labels,
-    column,
-    first_twice,
-    keypoint_names,
-    read_annotations,
-    read_json,
-)
+from visionkit.coco.annotations import CocoAnnotations, Part, images_with_files, read_annotations
+from visionkit.coco.files import inside
+from visionkit.coco.report import OnError, Report
+from visionkit.coco.segmentation import NONE, SegmentationTable
 from visionkit.data.base import Sample, Source
-from visionkit.data.images import inside, read_image
+from visionkit.data.categories import label_set
+from visionkit.data.images import check_size, read_image
 from visionkit.data.panoptic import PanopticMaps
 from visionkit.errors import DataError
-from visionkit.types import ImageInfo, InstanceMasks, InstanceTarget, Target
+from visionkit.types import ImageInfo, InstanceMasks, InstanceTarget, LabelSet, Target
 
-INSTANCE_TASKS = ("boxes", "masks", "keypoints")
+INSTANCE_TASKS: tuple[Part, ...] = ("boxes", "masks", "keypoints")
 MAP_TASKS = ("semantic", "panoptic")
+
+
+@dataclass
+class _Objects:
+    """The objects of all images, in the order of the images; image ``i`` has rows ``starts[i] ... starts[i + 1]``."""
+
+    starts: np.ndarray
+    ids: np.ndarray
+    labels: np.ndarray
+    crowd: np.ndarray
+    areas: np.ndarray
+    boxes: np.ndarray  # left, top, right, bottom, inside the image
+    masks: SegmentationTable
+    keypoints: np.ndarray | None
 
 
 class CocoSource(Source):
     """Images with COCO annotations.
 
-    An image without objects is a negative: annotated, and nothing is there. Boxes that reach outside their image are
-    clipped, boxes without area are left out; :meth:`problems` counts both. Categories with different keypoints share
-    one list of all their names; a category's own keypoints sit at their names' places, the others are not labelled.
-    Categories without keypoints are none of the task ``keypoints``.
+    An image without objects is a negative example: annotated, and nothing is there. Boxes that reach outside their image
+    are clipped, and boxes without area inside it are left out; :meth:`problems` counts both. Objects without a mask are
+    used for boxes, and left out by mask heads. Categories with different keypoints share one list of all their names:
+    a category's own keypoints are at the places of their names, the others are not labeled. Categories without
+    keypoints don't take part in the task ``keypoints``. What spellings of values are accepted is documented in
+    ``docs/reference/coco-files.md``.
 
     Args:
         images: folder that the file names are relative to.
@@ -47,11 +57,13 @@ class CocoSource(Source):
             hold.
         panoptic: panoptic JSON, for the tasks ``semantic`` and ``panoptic``.
         panoptic_masks: its folder of PNGs; ``None``: beside the JSON, of the same name.
-        on_error: ``"skip"`` leaves out annotations that contradict the file and images that are missing, and counts
-            them; ``"fail"`` stops at the first.
+        flip_pairs: pairs of keypoint names that swap places in a mirrored image; ``None``: those that the file lists
+            as ``flip_pairs`` of its categories, else pairs such as ``left_eye`` and ``right_eye`` by their names.
+        on_error: ``"skip"`` leaves out annotations that are wrong and images that are missing, and counts them;
+            ``"fail"`` stops at the first.
 
     Raises:
-        DataError: the files are missing or wrong; the message names file and id.
+        DataError: the files are missing or wrong; the message names the file and the ID.
     """
 
     def __init__(
@@ -62,6 +74,7 @@ class CocoSource(Source):
         tasks: list[str] | None = None,
         panoptic: str | None = None,
         panoptic_masks: str | None = None,
+        flip_pairs: list[tuple[str, str]] | None = None,
         on_error: OnError = "fail",
     ) -> None:
         if annotations is None and panoptic is None:
@@ -70,151 +83,183 @@ class CocoSource(Source):
             raise DataError(f"{images}: no such folder of images")
         self.root, self.path = images, annotations or panoptic or ""
         self._report = Report(self.path, on_error)
-        self._maps = PanopticMaps(panoptic, panoptic_masks) if panoptic is not None else None
-        self._objects: Annotations | None = None
-        self._swaps: tuple[tuple[int, int], ...] = ()
-        self._with_keypoints: Tensor | None = None  # label -> label among the categories that have keypoints, or -1
+        self._maps = PanopticMaps(panoptic, panoptic_masks, on_error=on_error) if panoptic is not None else None
+        self._file: CocoAnnotations | None = None
+        self._objects: _Objects | None = None
+        self._keypoint_labels: Tensor | None = None  # label -> label among the categories that have keypoints, or -1
+        self.labels: dict[str, LabelSet] = {}
+        self._tasks = tasks
+        exists = _file_finder(images, self.path)
         if annotations is not None:
-            data = read_json(annotations, lists=("images", "annotations", "categories"))
-            self._read_images(data["images"])
-            self._read_objects(data, self._tasks(data, tasks))
+            parts = INSTANCE_TASKS if tasks is None else [part for part in INSTANCE_TASKS if part in tasks]
+            self._file = read_annotations(annotations, parts=parts, report=self._report, file_exists=exists)
+            self._images = self._file.images
         else:
             assert self._maps is not None
-            self._read_images(self._maps.images)
-            self.labels = dict.fromkeys(self._tasks({}, tasks), self._maps.labels)
+            self._images = images_with_files(self._maps.file.images, self._report, exists)
+        self._set_labels(flip_pairs)
+        if self._file is not None and any(task in INSTANCE_TASKS for task in self.labels):
+            self._objects = self._collect(self._file)
+        if self._maps is not None and any(task in MAP_TASKS for task in self.labels):
+            self._maps.match(self._images.ids, self.path)
 
-    def _tasks(self, data: dict[str, Any], wanted: list[str] | None) -> list[str]:
-        """The tasks asked for, which the files must hold; of ``None``, all that they hold."""
-        held = []
-        if "annotations" in data:
-            held.append("boxes")
-            if any(a.get("segmentation") for a in data["annotations"]):
-                held.append("masks")
-            if keypoint_names(data["categories"]) and any(a.get("keypoints") for a in data["annotations"]):
-                held.append("keypoints")
+    def _set_labels(self, flip_pairs: list[tuple[str, str]] | None) -> None:
+        """The label set of each task: those that were asked for, else all that the files hold."""
+        labels: dict[str, LabelSet] = {}
+        if self._file is not None:
+            file = self._file
+            labels["boxes"] = label_set(self.path, file.categories)
+            if (file.masks.kind != NONE).any():
+                labels["masks"] = labels["boxes"]
+            categories = [category for category in file.categories if category.keypoints]
+            if categories and file.has_keypoints.any():
+                labels["keypoints"] = label_set(self.path, categories, keypoints=True)
+                if len(categories) < len(file.categories):
+                    names = labels["keypoints"].names
+                    self._keypoint_labels = torch.tensor(
+                        [names.index(n) if n in names else -1 for n in labels["boxes"].names]
+                    )
+            elif file.has_keypoints.any():
+                self._report.note("annotations have keypoints that no category names, so that they are not used",
+                                  file.ids[file.has_keypoints].tolist())  # fmt: skip
         if self._maps is not None:
-            held += MAP_TASKS
-        for task in wanted or ():
-            if task not in held:
-                raise DataError(f"{self.path}: holds nothing for the task '{task}' (it holds: {', '.join(held)})")
-        return held if wanted is None else [task for task in held if task in wanted]
+            labels |= dict.fromkeys(MAP_TASKS, self._maps.labels)
+        for task in self._tasks or ():
+            if task not in labels:
+                raise DataError(f"{self.path}: has no annotations for the task '{task}' (it has: {', '.join(labels)})")
+        self.labels = {task: own for task, own in labels.items() if self._tasks is None or task in self._tasks}
+        if "keypoints" in self.labels:
+            self._set_flip_pairs(flip_pairs)
+        elif flip_pairs:
+            raise DataError(f"{self.path}: 'flip_pairs' are given, but the source has no keypoints")
 
-    def _read_images(self, entries: list[dict[str, Any]]) -> None:
-        """Ids, names and sizes of the images that are there."""
-        path = self.path
-        ids = column(path, entries, "image", "id")
-        if (twice := first_twice(ids)) is not None:
-            raise DataError(f"{path}: image id {twice} is given twice")
-        names = column(path, entries, "image", "file_name")
-        for name in names:
-            inside(self.root, name, path)
-        sides = [column(path, entries, "image", "height"), column(path, entries, "image", "width")]
-        try:
-            sizes = np.array(sides, np.int64)
-        except (ValueError, TypeError):
-            raise DataError(f"{path}: the height and width of every image must be whole numbers") from None
-        there = {folder: _names_in(os.path.join(self.root, folder)) for folder in {os.path.dirname(n) for n in names}}
-        missing = np.array([os.path.basename(n) not in there[os.path.dirname(n)] for n in names], bool)
-        keep = self._report.wrong(
-            missing, ids, "their image file is missing",
-            lambda row: f"image {ids[row]}: no such file {os.path.join(self.root, names[row])} "
-                        f"({int(missing.sum())} of {len(names)} images are missing)",
-        )  # fmt: skip
-        rows = np.flatnonzero(keep)
-        self._row_of = dict.fromkeys(ids, -2) | {ids[row]: i for i, row in enumerate(rows)}
-        self._ids = [ids[row] for row in rows]
-        self._names = [names[row] for row in rows]
-        self._sizes = sizes.T[rows]
+    def _set_flip_pairs(self, flip_pairs: list[tuple[str, str]] | None) -> None:
+        labels = self.labels["keypoints"]
+        if flip_pairs is not None:
+            for name in (name for pair in flip_pairs for name in pair):
+                if name not in labels.keypoints:
+                    raise DataError(f"{self.path}: 'flip_pairs' names the keypoint '{name}', which no category has "
+                                    f"({', '.join(labels.keypoints)})")  # fmt: skip
+            pairs = tuple((labels.keypoints.index(a), labels.keypoints.index(b)) for a, b in flip_pairs)
+            if len({index for pair in pairs for index in pair}) < 2 * len(pairs):
+                raise DataError(f"{self.path}: 'flip_pairs' names a keypoint twice")
+            self.labels["keypoints"] = replace(labels, swaps=pairs)
+            return
+        paired = {labels.keypoints[index] for pair in labels.swaps for index in pair}
+        alone = [n for n in labels.keypoints if n not in paired and re.search("left|right", n, re.IGNORECASE)]
+        if alone or (not paired and len(labels.keypoints) > 1):
+            self._report.note("keypoints have no partner to swap places with when an image is flipped; list the pairs "
+                              "in 'flip_pairs' if they have", alone or labels.keypoints)  # fmt: skip
 
-    def _read_objects(self, data: dict[str, Any], tasks: list[str]) -> None:
-        plain = category_labels(self.path, data["categories"])
-        self.labels = {task: plain for task in tasks if task in ("boxes", "masks")}
-        if "keypoints" in tasks:
-            with_keypoints = [category for category in data["categories"] if category.get("keypoints")]
-            self.labels["keypoints"] = category_labels(self.path, with_keypoints, keypoints=True)
-            self._swaps = self.labels["keypoints"].swaps
-            if len(with_keypoints) < len(plain):
-                names = self.labels["keypoints"].names
-                self._with_keypoints = torch.tensor([names.index(n) if n in names else -1 for n in plain.names])
-        if self._maps is not None:
-            self.labels |= {task: self._maps.labels for task in MAP_TASKS if task in tasks}
-        if any(task in INSTANCE_TASKS for task in tasks):
-            self._objects = read_annotations(
-                data["annotations"], self._row_of, self._sizes, data["categories"], tasks, self._report
-            )
+    def _collect(self, file: CocoAnnotations) -> _Objects:
+        """The objects that have an area inside their image, in the order of the images."""
+        sizes = file.images.sizes
+        if len(unsized := np.flatnonzero(sizes.min(1, initial=1) <= 0)):
+            raise DataError(f"{self.path}: image {file.images.ids[unsized[0]]} has no 'height' and 'width' above 0")
+        limit = sizes[file.image_rows][:, (1, 0, 1, 0)].astype(np.float64)
+        corners = file.boxes.copy()
+        corners[:, 2:] += corners[:, :2]
+        clipped = np.minimum(np.maximum(corners, 0), limit)
+        # Annotation tools round: a box that ends within a hundredth of a pixel beyond the edge is not worth a line.
+        outside = np.abs(clipped - corners).max(1, initial=0) > 0.01
+        empty = (clipped[:, 2:] - clipped[:, :2]).min(1, initial=np.inf) < 1e-3
+        self._report.note("boxes reach outside their image: clipped", file.ids[outside & ~empty].tolist())
+        self._report.note("boxes have no area inside their image: left out", file.ids[empty].tolist())
+        if len(file) >= 10 and outside.mean() > 0.3:
+            self._report.note("boxes in total, of which a large share reaches outside: are they [left, top, right, bottom] "
+                              "instead of [left, top, width, height], or of images of another size?", file.ids.tolist())  # fmt: skip
+        rows = np.flatnonzero(~empty)
+        rows = rows[np.argsort(file.image_rows[rows], kind="stable")]
+        return _Objects(
+            starts=np.searchsorted(file.image_rows[rows], np.arange(len(sizes) + 1)),
+            ids=file.ids[rows],
+            labels=file.labels[rows],
+            crowd=file.crowd[rows],
+            areas=file.areas[rows].astype(np.float32),
+            boxes=clipped[rows].astype(np.float32),
+            masks=file.masks.select(rows),
+            keypoints=None if file.keypoints is None else file.keypoints[rows].astype(np.float32),
+        )
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self._images)
 
     def load(self, index: int, tasks: Collection[str]) -> Sample:
-        path = os.path.join(self.root, self._names[index])
+        path, size = self._file_path(index), self._size(index)
         image = read_image(path)
-        size = (int(self._sizes[index, 0]), int(self._sizes[index, 1]))
-        if tuple(image.shape[1:]) != size:
-            raise DataError(f"{path}: is {image.shape[1]}x{image.shape[2]} (height x width), but {self.path} says "
-                            f"{size[0]}x{size[1]} for image {self._ids[index]}")  # fmt: skip
-        info = ImageInfo(id=self._ids[index], path=path, original_size=size, size=size)
-        return Sample(image, info, self.targets(index, tasks), self._swaps if "keypoints" in tasks else ())
+        check_size(path, image.shape[1:], size, f"{self.path} says", of=f" for image {self._images.ids[index]}")
+        info = ImageInfo(id=self._images.ids[index], path=path, original_size=size, size=size)
+        swaps = self.labels["keypoints"].swaps if "keypoints" in tasks and "keypoints" in self.labels else ()
+        return Sample(image, info, self.targets(index, tasks), swaps)
+
+    def _file_path(self, index: int) -> str:
+        return os.path.join(self.root, self._images.file_names[index])
+
+    def _size(self, index: int) -> tuple[int, int]:
+        return int(self._images.sizes[index, 0]), int(self._images.sizes[index, 1])
 
     def image_id(self, index: int) -> int | str:
-        return self._ids[index]
+        return self._images.ids[index]
 
     def targets(self, index: int, tasks: Collection[str]) -> dict[str, Target]:
-        size = (int(self._sizes[index, 0]), int(self._sizes[index, 1]))
         targets: dict[str, Target] = {}
         instances = [task for task in INSTANCE_TASKS if task in tasks and task in self.labels]
         if instances:
-            target = self._instances(index, instances, size)
+            target = self._instances(index, instances)
             targets |= dict.fromkeys(instances, target)
-            if "keypoints" in instances and self._with_keypoints is not None:
-                targets["keypoints"] = replace(target, masks=None).relabel(self._with_keypoints)
+            if "keypoints" in instances and self._keypoint_labels is not None:
+                targets["keypoints"] = replace(target, masks=None).relabel(self._keypoint_labels)
         maps = [task for task in MAP_TASKS if task in tasks and task in self.labels]
-        if maps and self._maps is not None and (segments := self._maps.load(self._ids[index], size)) is not None:
-            targets |= {task: segments if task == "panoptic" else segments.semantic() for task in maps}
+        if maps and self._maps is not None:
+            segments = self._maps.load(self._images.ids[index], self._size(index))
+            if segments is not None:
+                targets |= {task: segments if task == "panoptic" else segments.semantic() for task in maps}
         return targets
 
-    def _instances(self, index: int, tasks: Collection[str], size: tuple[int, int]) -> InstanceTarget:
+    def _instances(self, index: int, tasks: Sequence[str]) -> InstanceTarget:
         objects = self._objects
         assert objects is not None
         first, last = int(objects.starts[index]), int(objects.starts[index + 1])
-        mine = slice(first, last)
+        rows = slice(first, last)
         masks = keypoints = None
-        if "masks" in tasks and objects.segments is not None:
-            segments = objects.segments
-            rles = [segments.encoded(row) if segments.kind[row] else None for row in range(first, last)]
-            masks = InstanceMasks.from_rles(rles, size)
+        if "masks" in tasks:
+            encodings = [objects.masks.encode(r) if objects.masks.kind[r] != NONE else None for r in range(first, last)]
+            masks = InstanceMasks.from_rles(encodings, self._size(index))
         if "keypoints" in tasks and objects.keypoints is not None:
-            keypoints = torch.from_numpy(objects.keypoints[mine].copy())
+            keypoints = torch.from_numpy(objects.keypoints[rows].copy())
         return InstanceTarget(
-            boxes=torch.from_numpy(objects.boxes[mine].copy()),
-            labels=torch.from_numpy(objects.labels[mine].copy()),
-            crowd=torch.from_numpy(objects.crowd[mine].copy()),
-            areas=torch.from_numpy(objects.areas[mine].copy()),
-            ids=torch.from_numpy(objects.ids[mine].copy()),
+            boxes=torch.from_numpy(objects.boxes[rows].copy()),
+            labels=torch.from_numpy(objects.labels[rows].copy()),
+            crowd=torch.from_numpy(objects.crowd[rows].copy()),
+            areas=torch.from_numpy(objects.areas[rows].copy()),
+            ids=torch.from_numpy(objects.ids[rows].copy()),
             masks=masks,
             keypoints=keypoints,
         )
 
     def describe(self, index: int) -> str:
-        return f"{os.path.join(self.root, self._names[index])} (image id {self._ids[index]})"
+        return f"{self._file_path(index)} (image ID {self._images.ids[index]})"
 
-    def coco_ground_truth(self) -> dict[str, Any] | None:
-        """The annotation file as it is, read anew, without what ``on_error: skip`` left out."""
-        if self._objects is None:
-            return None
-        data = read_json(self.path, lists=("images", "annotations", "categories"))
-        if self._report.on_error == "skip":
-            images, objects = set(self._ids), set(self._objects.ids.tolist())
-            data["images"] = [image for image in data["images"] if image["id"] in images]
-            data["annotations"] = [entry for entry in data["annotations"] if entry["id"] in objects]
-        return data
+    def coco_ground_truth(self) -> CocoAnnotations | None:
+        """The annotation file, read and checked; without what ``on_error: skip`` left out."""
+        return self._file if self._objects is not None else None
 
     def problems(self) -> list[str]:
-        return list(self._report.lines)
+        return [*self._report.lines, *(self._maps.problems if self._maps is not None else ())]
 
 
-def _names_in(folder: str) -> set[str]:
-    try:
-        return set(os.listdir(folder))
-    except OSError:
-        return set()
+def _file_finder(root: str, where: str) -> Callable[[str], bool]:
+    """A function that says whether a file below ``root`` exists; it lists every folder once."""
+    folders: dict[str, set[str]] = {}
+
+    def exists(name: str) -> bool:
+        inside(root, name, where)
+        folder, base = os.path.split(name)
+        if folder not in folders:
+            try:
+                folders[folder] = set(os.listdir(os.path.join(root, folder)))
+            except (OSError, ValueError):
+                folders[folder] = set()
+        return base in folders[folder]
+
+    return exists

@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from visionkit.coco.annotations import CocoAnnotations, parse_annotations
+from visionkit.coco.categories import Category
 from visionkit.data.base import Source
 from visionkit.evaluate.base import Evaluator
 from visionkit.evaluate.coco_metrics import Backend, Type, evaluate_coco, keypoint_sigmas
@@ -33,11 +35,11 @@ Record = dict[str, Any]
 class CocoEvaluator(Evaluator):
     """What the three have in common: records are kept as COCO has them, masks as run lengths.
 
-    The ground truth is the source's annotation file, of those images that were added. Where the source has none, it is
-    made of the targets, and images that come without one do not count. Several classes of the source that stand for one
-    of the head are one category, by the id of the first; predictions of classes that the source does not know are
-    nothing that it could judge, and left out. Where every object is a sample of its own, what is said of the objects of
-    one image is judged together.
+    The ground truth is the source's annotation file, restricted to the images that were added. Where the source has no
+    such file, the ground truth is made of the targets, and images without a target don't count. Several classes of the
+    source that stand for one class of the head are one category, with the ID of the first. Predictions of classes that
+    the source doesn't know are left out. Where every object is a sample of its own, the predictions for the objects of
+    one image are evaluated together. Metrics without anything to detect are NaN.
 
     Args:
         source: what the images come from.
@@ -65,10 +67,16 @@ class CocoEvaluator(Evaluator):
         super().__init__(source, labels)
         self.backend, self.max_detections, self.per_class = backend, max_detections, per_class
         self.source_labels = next(source.labels[t] for t in (self.task, *source.labels) if t in source.labels)
-        self.ids = _category_ids(self.source_labels, labels, label_map or {})
-        first = {name: number for number, name in reversed(self.ids.items())}
+        mapped = _mapped_names(self.source_labels, labels, label_map or {})
+        first = {
+            name: number for number, name in reversed(list(zip(self.source_labels.ids, mapped))) if name is not None
+        }
         self.named = dataclasses.replace(labels, ids=tuple(first.get(name, -1) for name in labels.names))
-        self.truth = source.coco_ground_truth()
+        self.mapped = dict(zip(self.source_labels.ids, mapped))
+        truth = source.coco_ground_truth()
+        self.truth = truth if truth is None or isinstance(truth, CocoAnnotations) else parse_annotations(
+            truth, "the ground truth of the source"
+        )  # fmt: skip
         self.needs_targets = self.truth is None
         self.images: dict[int | str, dict[str, Any]] = {}
 
@@ -99,7 +107,7 @@ class CocoEvaluator(Evaluator):
         return self._evaluate(max_dets=[n for n in (1, 10) if n < self.max_detections] + [self.max_detections])
 
     def _evaluate(self, **options: Any) -> dict[str, float]:
-        return evaluate_coco(
+        metrics = evaluate_coco(
             self._ground_truth(),
             [record for image in self.images.values() for record in image["records"]],
             self.type,
@@ -107,30 +115,39 @@ class CocoEvaluator(Evaluator):
             per_class=self.per_class,
             **options,
         )
+        # COCO's tools say -1 where there is nothing to detect.
+        return {name: float("nan") if value == -1 else value for name, value in metrics.items()}
 
-    def _ground_truth(self) -> dict[str, Any]:
-        """A COCO dictionary of the images that were added, in the categories that are judged."""
-        categories = [{"id": n, "name": name} for n, name in zip(self.named.ids, self.named.names) if n != -1]
-        if self.truth is None:
-            sizes = {image["id"]: image["size"] for image in self.images.values()}
-            images = [{"id": number, "height": size[0], "width": size[1]} for number, size in sizes.items()]
-            annotations = [
-                {**annotation, "image_id": image["id"]}
-                for image in self.images.values()
-                for annotation in image["annotations"]
-            ]
-            for index, annotation in enumerate(annotations):
-                annotation["id"] = index + 1
-        else:
-            judged = dict(zip(self.named.names, self.named.ids))
-            seen = {image["id"] for image in self.images.values()}
-            images = [image for image in self.truth["images"] if image["id"] in seen]
-            annotations = [
-                {**annotation, "category_id": judged[self.ids[annotation["category_id"]]]}
-                for annotation in self.truth["annotations"]
-                if annotation["image_id"] in seen and annotation["category_id"] in self.ids
-            ]
-        return {"images": images, "annotations": annotations, "categories": categories}
+    def _ground_truth(self) -> CocoAnnotations | dict[str, Any]:
+        """The ground truth of the images that were added, in the categories that are evaluated."""
+        categories = [
+            Category(number, name, keypoints=self.labels.keypoints if self.type == "keypoints" else ())
+            for number, name in zip(self.named.ids, self.named.names)
+            if number != -1
+        ]
+        if self.truth is not None:
+            position = {category.name: label for label, category in enumerate(categories)}
+            label_of = {
+                label: position[name]
+                for label, category in enumerate(self.truth.categories)
+                if (name := self.mapped.get(category.id)) is not None
+            }
+            image_ids = [image["id"] for image in self.images.values()]
+            points = self.labels.keypoints if self.type == "keypoints" else ()
+            return self.truth.restrict(image_ids, label_of, categories, points)
+        sizes = {image["id"]: image["size"] for image in self.images.values()}
+        annotations = [
+            {**annotation, "image_id": image["id"]}
+            for image in self.images.values()
+            for annotation in image["annotations"]
+        ]
+        for index, annotation in enumerate(annotations):
+            annotation["id"] = index + 1
+        return {
+            "images": [{"id": number, "height": size[0], "width": size[1]} for number, size in sizes.items()],
+            "annotations": annotations,
+            "categories": [{"id": c.id, "name": c.name, "keypoints": list(c.keypoints)} for c in categories],
+        }
 
 
 class CocoBoxes(CocoEvaluator):
@@ -192,10 +209,10 @@ class CocoKeypoints(CocoEvaluator):
         return self._evaluate(max_dets=[self.max_detections], sigmas=self.sigmas)
 
 
-def _category_ids(theirs: LabelSet, ours: LabelSet, label_map: LabelMap) -> dict[int, str]:
-    """The class name of the head for each category id of the source that is judged, in the order of the source."""
-    mapped = {number: label_map.get(name, name) for number, name in zip(theirs.ids, theirs.names)}
-    return {number: name for number, name in mapped.items() if name is not None and name in ours.names}
+def _mapped_names(source: LabelSet, head: LabelSet, label_map: LabelMap) -> list[str | None]:
+    """The class name of the head for each class of the source; ``None`` for those that are not evaluated."""
+    names = [label_map.get(name, name) for name in source.names]
+    return [name if name in head.names else None for name in names]
 
 
 def _annotations(target: Target | None, labels: LabelSet) -> list[Record]:
