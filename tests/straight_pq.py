@@ -56,10 +56,10 @@ def total(images: Iterable[Counts]) -> Counts:
 
 
 def averages(counts: Counts, classes: Iterable[int]) -> list[float]:
-    """PQ, SQ, RQ of these classes; -1 where none of them occurs."""
+    """PQ, SQ, RQ of these classes; NaN where none of them occurs."""
     rows = [counts[c] for c in classes if c in counts and sum(counts[c][:3])]
     weights = [tp + (fp + fn) / 2 for tp, fp, fn, _ in rows]
     pq = [row[3] / weight for row, weight in zip(rows, weights)]
     sq = [iou / tp if tp else 0 for tp, _, _, iou in rows]
     rq = [row[0] / weight for row, weight in zip(rows, weights)]
-    return [sum(values) / len(rows) if rows else -1 for values in (pq, sq, rq)]
+    return [sum(values) / len(rows) if rows else np.nan for values in (pq, sq, rq)]

@@ -1,7 +1,9 @@
 """Panoptic targets: read from COCO's format, moved with their image, and kept in step with the other tasks."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,7 +16,7 @@ from visionkit.data.geometry import Geometry, pad_target
 from visionkit.data.shapes import ShapesSource
 from visionkit.data.transforms import ColorJitter, HorizontalFlip, Normalize, Resize, ScaleJitterCrop
 from visionkit.errors import DataError
-from visionkit.layers.segments import from_rgb, renumber, runs, to_rgb
+from visionkit.layers.segments import count_pixels, extents, from_rgb, renumber, runs, to_rgb
 from visionkit.types import IGNORE, LabelSet, PanopticPrediction, PanopticTarget
 
 
@@ -79,6 +81,146 @@ def test_an_id_that_is_not_in_the_json_names_the_png(tmp_path: Path) -> None:
     files = a_data_set(tmp_path, [{"id": 3, "category_id": 9}], np.full((4, 5), 8, np.int32))
     with pytest.raises(DataError, match=r"panoptic/7.png: segment 8 is not in the segments_info of image 7"):
         CocoSource(**files).load(0, ["panoptic"])
+
+
+def edit(files: dict[str, str], change: Callable[[dict[str, Any]], object]) -> None:
+    path = Path(files["panoptic"])
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+SEGMENTS: list[dict[str, object]] = [{"id": 3, "category_id": 9}, {"id": 300, "category_id": 5, "iscrowd": 1}]
+IDS = np.repeat(np.array([[0, 3, 300, 3]], np.int32), 4, 0)
+
+
+@pytest.mark.parametrize(("isthing", "expected"), [("0", False), (0, False), (False, False), ("1", True), (1.0, True)])
+def test_things_and_crowds_in_any_spelling(tmp_path: Path, isthing: object, expected: bool) -> None:
+    files = a_data_set(tmp_path, SEGMENTS, IDS)
+
+    def change(data: dict[str, Any]) -> None:
+        data["categories"][1]["isthing"] = isthing
+        for segment in data["annotations"][0]["segments_info"]:
+            segment |= {"id": str(segment["id"]), "category_id": float(segment["category_id"]), "iscrowd": isthing}
+
+    edit(files, change)
+    source = CocoSource(**files)
+    assert source.labels["panoptic"].things == (True, expected)
+    target = source.load(0, ["panoptic"]).targets["panoptic"]
+    assert (target.ids.tolist(), target.labels.tolist()) == ([3, 300], [1, 0])
+    assert target.crowd.tolist() == [expected, expected]
+
+
+def test_a_category_without_isthing_is_a_thing_and_a_png_is_named_after_its_image(tmp_path: Path) -> None:
+    files = a_data_set(tmp_path, SEGMENTS, IDS)
+    edit(files, lambda data: (data["categories"][1].pop("isthing"), data["annotations"][0].pop("file_name")))
+    source = CocoSource(**files)
+    assert source.labels["panoptic"].things == (True, True)
+    assert len(source.load(0, ["panoptic"]).targets["panoptic"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda d: d["annotations"][0]["segments_info"][0].update(id=0),
+            "segment number 1 of image 7: 'id' must be from 1",
+        ),
+        (lambda d: d["annotations"][0]["segments_info"][0].update(id=300), "image 7 has two segments with the ID 300"),
+        (
+            lambda d: d["annotations"][0]["segments_info"][1].update(iscrowd="no"),
+            "of image 7: 'iscrowd' must be 0 or 1",
+        ),
+        (lambda d: d["annotations"][0]["segments_info"][1].pop("category_id"), "300 of image 7 has no 'category_id'"),
+        (
+            lambda d: d["annotations"][0].update(segments_info=None),
+            "'segments_info' must be a list of segments, not null",
+        ),
+        (
+            lambda d: d["annotations"][0].update(image_id=8),
+            "annotation number 1 is of image 8, which is not in the list",
+        ),
+        (lambda d: d["annotations"].append(d["annotations"][0]), "image 7 has two panoptic annotations"),
+        (lambda d: d["annotations"][0].update(file_name="../7.png"), "'../7.png' leads out of the folder"),
+        (lambda d: d["images"].append(d["images"][0]), "two images have the ID 7"),
+        (lambda d: d["categories"][0].update(name="sky"), "the categories 5 and 9 have the same name 'sky'"),
+        (
+            lambda d: d["annotations"][0].update(file_name="8.png"),
+            r"panoptic/8.png: no such file: .* \(1 of 1 PNGs are",
+        ),
+        (lambda d: d.update(annotations=[]), "0 of 1 images of .*panoptic.json have a panoptic annotation"),
+    ],
+)
+def test_files_that_contradict_themselves_are_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    files = a_data_set(tmp_path, SEGMENTS, IDS)
+    edit(files, change)
+    with pytest.raises(DataError, match=message):
+        CocoSource(**files)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (IDS.astype(np.uint8), "a panoptic PNG must be RGB with 8 bits per channel; this one is gray with 8 bits"),
+        (to_rgb(IDS).astype(np.uint16), "must be RGB with 8 bits per channel; this one is RGB with 16 bits"),
+        (to_rgb(IDS[:2]), r"is 2x4 \(height x width\); its image is 4x4"),
+        (to_rgb(IDS + 1)[..., ::-1], r"segment 1 \(and 2 more\) is not in the segments_info of image 7"),
+    ],
+)
+def test_pngs_that_contradict_the_json_are_refused(tmp_path: Path, pixels: np.ndarray, message: str) -> None:
+    files = a_data_set(tmp_path, SEGMENTS, IDS)
+    cv2.imwrite(str(tmp_path / "panoptic" / "7.png"), pixels)
+    with pytest.raises(DataError, match="panoptic/7.png: .*" + message):
+        CocoSource(**files).load(0, ["panoptic"])
+
+
+def test_on_error_skip_leaves_out_annotations_and_counts_them(tmp_path: Path) -> None:
+    files = a_data_set(tmp_path, SEGMENTS, IDS)
+    for name in ("images/8.png", "images/9.png"):
+        (tmp_path / name).write_bytes((tmp_path / "images" / "7.png").read_bytes())
+
+    def change(data: dict[str, Any]) -> None:
+        data["images"] += [{**data["images"][0], "id": i, "file_name": f"{i}.png"} for i in (8, 9)]
+        wrong = [{"id": 3, "category_id": 9, "area": None}, {"id": 4, "category_id": 6}]
+        data["annotations"] += [
+            {"image_id": 8, "segments_info": wrong},
+            {"image_id": 9, "segments_info": SEGMENTS},  # which has no PNG
+        ]
+
+    edit(files, change)
+    source = CocoSource(**files, on_error="skip")
+    assert [len(source.targets(index, ["panoptic", "semantic"])) for index in range(3)] == [2, 0, 0]
+    problems = "\n".join(source.problems())
+    assert "1 left out: panoptic annotations that are wrong, of images (ID 8)" in problems
+    assert "1 left out: panoptic annotations whose PNG is missing, of images (ID 9)" in problems
+    assert "2 of 3 images have a panoptic annotation; the others have none (ID 8)" in problems
+
+
+def test_ids_that_match_no_image_are_refused_and_missing_ones_are_counted(tmp_path: Path) -> None:
+    """Boxes of one file and segments of another, whose IDs mean the same images only in part."""
+    files = a_data_set(tmp_path, SEGMENTS, IDS)
+    images = [{"id": i, "file_name": "7.png", "height": 4, "width": 4} for i in ("7", 107)]
+    boxes = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    path = tmp_path / "boxes.json"
+    path.write_text(json.dumps(boxes))
+    source = CocoSource(**files, annotations=str(path))
+    assert (
+        "panoptic.json: 1 of 2 images have a panoptic annotation; the others have none (ID 107)" in source.problems()[0]
+    )
+    assert [len(source.targets(index, ["panoptic"])) for index in range(2)] == [1, 0]
+    path.write_text(json.dumps(boxes | {"images": images[1:]}))
+    with pytest.raises(DataError, match=r"0 of 1 images of .*boxes.json have .*are 107; .*have 7"):
+        CocoSource(**files, annotations=str(path))
+    assert list(CocoSource(**files, annotations=str(path), tasks=["boxes"]).tasks) == ["boxes"]
+
+
+def test_areas_and_extents_of_segments() -> None:
+    segments = np.array([[0, 3, 3, 0], [1, 3, 0, 1], [1, 1, 1, 1]], np.int32)
+    areas, boxes = extents(segments, 4)
+    assert areas.tolist() == [6, 0, 3, 0] == count_pixels(segments, np.array([1, 2, 3, 4])).tolist()
+    assert boxes.tolist() == [[0, 1, 4, 2], [0, 0, 0, 0], [1, 0, 2, 2], [0, 0, 0, 0]]
 
 
 def test_panoptic_agrees_with_masks_and_semantic(shapes: ShapesSource) -> None:

@@ -3,11 +3,14 @@
 import json
 import os
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests import straight_pq
 from visionkit.errors import DataError
@@ -94,7 +97,7 @@ def test_against_sets_of_pixels(tmp_path, seed, backend):
     groups = {"": (5, 90, 2, 7), "_th": THINGS, "_st": (90, 7)}
     for suffix, classes in groups.items():
         parts = [result[part + suffix] for part in ("PQ", "SQ", "RQ")]
-        assert parts == pytest.approx(straight_pq.averages(sums, classes), abs=1e-12)
+        assert parts == pytest.approx(straight_pq.averages(sums, classes), abs=1e-12, nan_ok=True)
     assert 0.02 < result["PQ"] < 0.98
     for category in CATEGORIES:
         assert result[f"PQ/{category['name']}"] == pytest.approx(straight_pq.averages(sums, [category["id"]])[0])
@@ -107,19 +110,52 @@ def test_both_backends_give_the_same_numbers(tmp_path):
 
 
 @pytest.mark.parametrize("backend", ["fast", "numpy"])
-def test_areas_and_unknown_ids_of_the_truth_are_as_in_the_public_tool(tmp_path, backend):
-    """Areas come from the JSON, and pixels of an id that is not in it are neither void nor a segment."""
+def test_unknown_ids_of_the_truth_are_as_in_the_public_tool(tmp_path, backend):
+    """Pixels of an ID that is not in the JSON are neither void nor a segment."""
     files = Files(tmp_path, {"images": [{"id": 1, "file_name": "1.jpg"}], "categories": CATEGORIES}, {})
     write_png(tmp_path / "gt" / "1.png", np.repeat(np.array([[8, 3]], np.int32), 10, 1))
     write_png(tmp_path / "dt" / "1.png", np.repeat(np.array([[0, 4, 4, 4]], np.int32), 5, 1))
-    rows = [{"image_id": 1, "file_name": "1.png", "segments_info": [{"id": 8, "category_id": 5, "area": 14}]}]
+    rows = [{"image_id": 1, "file_name": "1.png", "segments_info": [{"id": 8, "category_id": 5, "area": 10}]}]
     files.truth["annotations"] = rows
     files.results["annotations"] = [rows[0] | {"segments_info": [{"id": 4, "category_id": 5}]}]
-    assert files.evaluate(backend=backend)["PQ"] == 0  # 5 of 14 + 15 - 5 pixels, 10 of them on the unknown id
+    assert files.evaluate(backend=backend)["PQ"] == 0  # 5 of 10 + 15 - 5 pixels, 10 of them on the unknown id
     rows[0]["segments_info"] = [{"id": 3, "category_id": 5, "area": 10}]
     assert files.evaluate(backend=backend)["PQ"] == pytest.approx(10 / 15)
-    rows[0]["segments_info"][0]["area"] = 12
-    assert files.evaluate(backend=backend)["PQ"] == pytest.approx(10 / 17)
+
+
+@pytest.mark.parametrize("backend", ["fast", "numpy"])
+@pytest.mark.parametrize("factor", [0.01, 4, "text", None])
+def test_areas_are_counted_and_wrong_ones_are_reported(tmp_path, factor, backend):
+    files = random_files(tmp_path, 2)
+    expected = files.evaluate(backend=backend)
+    segments = [s for row in files.truth["annotations"] for s in row["segments_info"]]
+    for segment in segments:
+        segment["area"] = str(segment["area"]) if factor == "text" else factor and segment["area"] * factor
+    if factor in ("text", None):  # a number as a string is a number
+        assert files.evaluate(backend=backend) == expected
+        return
+    message = rf"gt\.json: the area of {len(segments)} of {len(segments)} segments is not .*segment \d+ of image 0: "
+    with pytest.warns(UserWarning, match=message):
+        assert files.evaluate(backend=backend) == expected
+
+
+def test_one_wrong_area_among_many_images(tmp_path):
+    """A sample of the images is counted, and all of them where the areas of an image are more than its pixels."""
+    files = random_files(tmp_path, 77, images=8)
+    files.truth["annotations"][7]["segments_info"][0]["area"] += 24 * 30
+    with pytest.warns(UserWarning, match=r"the area of 1 of \d+ segments is not .* of image 7"):
+        files.evaluate()
+
+
+def test_maps_of_another_size_than_the_images(tmp_path):
+    """Both maps were resized, the JSON was not: its sizes play no part in the metric."""
+    files = random_files(tmp_path, 3)
+    expected = files.evaluate()
+    files.truth["images"][1].update(height=48, width=60)
+    with pytest.warns(
+        UserWarning, match=r"of 1 of 4 images are not those of their PNGs \(image 1: 48x60 instead of 24x30"
+    ):
+        assert files.evaluate() == expected
 
 
 def test_all_crowds_of_a_class_excuse(tmp_path):
@@ -132,7 +168,7 @@ def test_all_crowds_of_a_class_excuse(tmp_path):
     found = [{"id": 9, "category_id": 5}]
     files.results["annotations"] = [{"image_id": 1, "file_name": "1.png", "segments_info": found}]
     for backend in ("fast", "numpy"):
-        assert files.evaluate(backend=backend, per_class=True)["PQ/cat"] == -1
+        assert np.isnan(files.evaluate(backend=backend, per_class=True)["PQ/cat"])
     segments[0]["iscrowd"] = 0  # now 3 of 10 pixels are
     assert files.evaluate(per_class=True)["PQ/cat"] == 0
 
@@ -156,7 +192,31 @@ def test_folders_may_lie_elsewhere(tmp_path):
 
 def test_no_annotations_at_all(tmp_path):
     files = Files(tmp_path, {"images": [], "annotations": [], "categories": CATEGORIES}, {"annotations": []})
-    assert set(files.evaluate().values()) == {-1.0}
+    assert np.isnan(list(files.evaluate().values())).all()
+
+
+@pytest.mark.parametrize("change", ["strings", "true", "float", "palette", "alpha"])
+def test_other_spellings_give_the_same_numbers(tmp_path, change):
+    files = random_files(tmp_path, 4)
+    expected = files.evaluate(per_class=True)
+    convert = {"strings": str, "float": float}.get(change, lambda value: value)
+    for data in (files.truth, files.results):
+        for row in data["annotations"]:
+            row["image_id"] = convert(row["image_id"]) if change == "strings" else row["image_id"]
+            for segment in row["segments_info"]:
+                segment["id"] = convert(segment["id"])
+                segment["category_id"] = convert(segment["category_id"])
+                if "iscrowd" in segment:
+                    segment["iscrowd"] = bool(segment["iscrowd"]) if change == "true" else convert(segment["iscrowd"])
+    for category in files.truth["categories"]:
+        if change == "strings":
+            category |= {"id": str(category["id"]), "isthing": str(category["isthing"])}
+    for path in (tmp_path / "gt" / "2.png", tmp_path / "dt" / "2.png"):
+        if change in ("palette", "alpha"):
+            with Image.open(path) as image:
+                image.convert("RGBA" if change == "alpha" else "P", palette=Image.Palette.ADAPTIVE).save(path)
+    for backend in ("fast", "numpy"):
+        assert files.evaluate(backend=backend, per_class=True) == pytest.approx(expected, abs=1e-13)
 
 
 def _change_png(change):
@@ -167,22 +227,64 @@ def _change_png(change):
     return apply
 
 
-def _segment(files, key, value):
-    files.results["annotations"][2]["segments_info"][0][key] = value
+def _segment(key, value, side="results"):
+    def apply(files):
+        getattr(files, side)["annotations"][2]["segments_info"][0][key] = value
+
+    return apply
 
 
-def _cut_png(files):
-    os.truncate(files.folder / "dt" / "2.png", 60)
+def _damaged(where):
+    """Another byte in the PNG of image 2."""
+
+    def apply(files):
+        path = files.folder / "dt" / "2.png"
+        data = bytearray(path.read_bytes())
+        data[where % len(data)] ^= 0xFF
+        path.write_bytes(data)
+
+    return apply
 
 
-def _grey_png(files):
-    cv2.imwrite(str(files.folder / "dt" / "2.png"), np.zeros((24, 30), np.uint8))
+def _saved_as(mode, kind="PNG"):
+    def apply(files):
+        path = files.folder / "dt" / "2.png"
+        with Image.open(path) as image:
+            image.convert(mode).save(path, kind)
+
+    return apply
+
+
+def _png_of(data):
+    return lambda files: (files.folder / "dt" / "2.png").write_bytes(data)
+
+
+def _without_end(files):
+    """All checksums are right, but half of the pixels are missing."""
+    path = files.folder / "dt" / "2.png"
+    data = path.read_bytes()
+    half = zlib.compress(bytes(1000))
+    write = [data[:33]]
+    for kind, content in ((b"IDAT", half), (b"IEND", b"")):
+        write.append(struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content)))
+    path.write_bytes(b"".join(write))
 
 
 MISTAKES = {
-    "missing PNG": (lambda f: (f.folder / "dt" / "2.png").unlink(), r"dt/2\.png: No such file"),
-    "truncated PNG": (_cut_png, r"dt/2\.png: not a whole PNG"),
-    "grey PNG": (_grey_png, r"dt/2\.png: a panoptic PNG is RGB.*\(24, 30\)"),
+    "missing PNG": (lambda f: (f.folder / "dt" / "2.png").unlink(), r"dt/2\.png: no such file"),
+    "truncated PNG": (lambda f: os.truncate(f.folder / "dt" / "2.png", 60), r"dt/2\.png: the PNG is truncated \(60 by"),
+    "empty PNG": (_png_of(b""), r"dt/2\.png: the file is empty"),
+    "no PNG": (_png_of(b"<html>"), r"dt/2\.png: is not a PNG file"),
+    "folder instead of a PNG": (
+        lambda f: ((f.folder / "dt" / "2.png").unlink(), (f.folder / "dt" / "2.png").mkdir()),
+        r"dt/2\.png: is a folder",
+    ),
+    "damaged header": (_damaged(18), r"dt/2\.png: the PNG is corrupt \(its header\)"),
+    "damaged pixels": (_damaged(-25), r"dt/2\.png: the PNG is corrupt \(wrong checksum at byte \d+\)"),
+    "missing pixels": (_without_end, r"dt/2\.png: the PNG is corrupt and cannot be decoded"),
+    "gray PNG": (_saved_as("L"), r"dt/2\.png: a panoptic PNG must be RGB with 8 bits .* this one is gray with 8 bits"),
+    "16 bits": (_saved_as("I;16"), r"dt/2\.png: a panoptic PNG must be RGB .* this one is gray with 16 bits"),
+    "JPEG": (_saved_as("RGB", "JPEG"), r"dt/2\.png: is a JPEG file; panoptic segments are stored in PNGs"),
     "size": (_change_png(lambda x: x[:-1]), r"dt/2\.png: image 2: the maps of .* have 24x30 and 23x30"),
     "id of the PNG": (
         _change_png(lambda x: np.where(x == x[0, 0], 77, x)),
@@ -192,10 +294,37 @@ MISTAKES = {
         lambda f: f.results["annotations"][2]["segments_info"].append({"id": 77, "category_id": 5}),
         r"dt/2\.png: image 2: segment 77 of its segments_info has no pixel",
     ),
-    "category": (lambda f: _segment(f, "category_id", 33), r"dt\.json: segment \d+ of image 2 has category_id 33"),
+    "void as a segment": (_segment("id", 0), r"dt\.json: segment number 1 of image 2: 'id' must be from 1 to 16777215"),
+    "large id": (_segment("id", 2**24), r"'id' must be from 1 to 16777215, not 16777216; in a PNG, 0 is void"),
+    "fractional id": (_segment("id", 7.5), r"image 2: 'id' must be a whole number, not 7\.5 \(a number\)"),
+    "id null": (_segment("id", None), r"segment number 1 of image 2: 'id' must be a whole number, not null"),
+    "id twice": (
+        lambda f: f.results["annotations"][2]["segments_info"].append(
+            {"id": f.results["annotations"][2]["segments_info"][0]["id"], "category_id": 5}
+        ),
+        r"dt\.json: image 2 has two segments with the ID \d+",
+    ),
+    "crowd": (_segment("iscrowd", 2, "truth"), r"gt\.json: segment \d+ of image 2: 'iscrowd' must be 0 or 1, not 2"),
+    "area": (
+        _segment("area", "big", "truth"),
+        r"segment \d+ of image 2: 'area' must be a number, not 'big' \(a string\)",
+    ),
+    "area infinite": (_segment("area", np.inf, "truth"), r"'area' must be a finite number, not inf \(a number\)"),
+    "segments": (
+        lambda f: f.truth["annotations"][2].update(segments_info=None),
+        r"gt\.json: annotation number 3 \(image 2\): 'segments_info' must be a list of segments, not null",
+    ),
+    "segment": (
+        lambda f: f.truth["annotations"][2].update(segments_info=[7]),
+        r"segment number 1 of image 2 must be an object, not 7",
+    ),
+    "category": (
+        _segment("category_id", 33),
+        r"dt\.json: segment \d+ of image 2 has the category_id 33, which is not ",
+    ),
     "no category": (
         lambda f: f.results["annotations"][2]["segments_info"][0].pop("category_id"),
-        r"dt\.json: a segment of image 2 has no 'category_id'",
+        r"dt\.json: segment \d+ of image 2 has no 'category_id' \(it has id, area",
     ),
     "prediction": (
         lambda f: f.results["annotations"].pop(2),
@@ -203,26 +332,42 @@ MISTAKES = {
     ),
     "image": (
         lambda f: f.results["annotations"][2].update(image_id=99),
-        r"dt\.json: annotation number 3 is of image 99, which the ground truth does not know",
+        r"dt\.json: annotation number 3 is of image 99, which is not in the list 'images' of .*gt\.json",
     ),
-    "twice": (lambda f: f.results["annotations"][2].update(image_id=1), r"dt\.json: image 1 has two"),
+    "image twice": (lambda f: f.results["annotations"][2].update(image_id=1), r"dt\.json: image 1 has two"),
+    "image id": (lambda f: f.results["annotations"][2].update(image_id=True), r"'image_id' must be .*, not true"),
+    "image listed twice": (lambda f: f.truth["images"][2].update(id=1), r"gt\.json: two images have the ID 1"),
+    "category listed twice": (lambda f: f.truth.update(categories=[*CATEGORIES, CATEGORIES[0]]), r"gt\.json: two cat"),
+    "category name twice": (
+        lambda f: f.truth.update(categories=[*CATEGORIES, {"id": 91, "name": "sky"}]),
+        r"gt\.json: the categories 90 and 91 have the same name 'sky'",
+    ),
+    "isthing": (
+        lambda f: f.truth.update(categories=[*CATEGORIES, {"id": 91, "name": "x", "isthing": "maybe"}]),
+        r"gt\.json: category 91 \('x'\): 'isthing' must be 0 or 1, not 'maybe' \(a string\)",
+    ),
     "way out": (
         lambda f: f.results["annotations"][2].update(file_name="../gt/2.png"),
-        r"dt\.json: file name '\.\./gt/2\.png' leads out of the folder",
+        r"dt\.json: annotation number 3 \(image 2\): file name '\.\./gt/2\.png' leads out of the folder",
     ),
     "absolute": (
         lambda f: f.truth["annotations"][2].update(file_name="/etc/2.png"),
-        r"gt\.json: file name '/etc/2.png' leads out of the folder",
+        r"gt\.json: annotation number 3 \(image 2\): file name '/etc/2.png' leads out of the folder",
+    ),
+    "null character": (
+        lambda f: f.truth["annotations"][2].update(file_name="2\0.png"),
+        r"gt\.json: .* a null character",
     ),
     "folder": (lambda f: shutil.rmtree(f.folder / "dt"), r"dt: no such folder of panoptic PNGs"),
-    "truth without categories": (
-        lambda f: f.truth.pop("categories"),
-        r"gt\.json: panoptic ground truth needs a list 'categories'",
-    ),
-    "results of another kind": (lambda f: f.results.pop("annotations"), r"dt\.json: panoptic results are a list"),
+    "truth without categories": (lambda f: f.truth.pop("categories"), r"gt\.json: the list 'categories' is missing"),
+    "results of another kind": (lambda f: f.results.pop("annotations"), r"dt\.json: the list 'annotations' is missing"),
     "detections": (
         lambda f: f.results.update(annotations=[{"bbox": []}]),
         r"dt\.json: annotation number 1 has no 'image_id'",
+    ),
+    "numbers": (
+        lambda f: f.results.update(annotations=[3]),
+        r"dt\.json: entry 0 of 'annotations' must be an object, not 3",
     ),
 }
 
@@ -232,8 +377,9 @@ def test_mistakes_are_named(tmp_path, mistake):
     files = random_files(tmp_path, 1)
     change, message = MISTAKES[mistake]
     change(files)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as error:
         files.evaluate()
+    assert "\n" not in str(error.value)
 
 
 @pytest.fixture(params=["coco_panoptic/panoptic", "panoptic_formats/panoptic_examples"])
@@ -288,6 +434,8 @@ def test_real_truth_against_a_perturbed_copy(real):
         row["segments_info"] = segments
         write_png(real.folder / "dt" / row["file_name"], ids)
 
+    for image in real.truth["images"]:
+        del image["height"], image["width"]
     result, sums = real.evaluate(), real.straight()
     assert result == pytest.approx(real.evaluate(backend="numpy"), abs=1e-13)
     kinds = {c["id"]: bool(c["isthing"]) for c in real.truth["categories"]}

@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
+from visionkit import rle
 from visionkit.cli import main
 from visionkit.data.panoptic_formats import FORMATS, convert
 from visionkit.errors import DataError, UserError
-from visionkit.layers import rle
 from visionkit.layers.segments import from_rgb, to_rgb
 
 CATEGORIES = [{"id": 3, "name": "cat", "isthing": 1}, {"id": 200, "name": "sky", "isthing": 0}]
@@ -125,16 +125,59 @@ def test_detections_that_overlap_are_named(tmp_path):
         convert("detection", "coco", str(tmp_path / "d.json"), str(tmp_path / "p.json"))
 
 
-def test_masks_of_another_size_or_kind_are_named(tmp_path):
-    for segmentation, message in (
-        ({"size": [3, 10], "counts": [30]}, "annotation 1 has a mask of 3x10 pixels on an image of 6x10"),
-        ({"what": 1}, "the segmentation of annotation 1 is neither"),
-    ):
-        entry = {"id": 1, "image_id": 8, "category_id": 3, "segmentation": segmentation}
-        data = {"images": IMAGES, "annotations": [entry], "categories": CATEGORIES}
-        (tmp_path / "d.json").write_text(json.dumps(data))
-        with pytest.raises(DataError, match=message):
-            convert("detection", "coco", str(tmp_path / "d.json"), str(tmp_path / "p.json"))
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ({"size": [3, 10], "counts": [30]}, r"is a mask of 3x10 \(height x width\), but its image is 6x10"),
+        ({"size": [6, 10], "counts": [30]}, r"run lengths add up to 30, not to 6 x 10 = 60"),
+        ({"size": [6, 10], "counts": "b'PPYo0'"}, "not compressed run lengths"),
+        ({"what": 1}, "has no 'size'"),
+        ([[2, 1, 6, 1, 6, 2e8]], "the coordinate 200000000.0 lies far outside"),
+        ([[2, 1, 6, 1, 6, float("nan")]], "must be a finite number, not nan"),
+        ([2, 1, 6, 1, 6, 4], "must be a list of polygons"),
+        ([], "is empty"),
+        (None, "is empty"),
+    ],
+)
+def test_masks_that_no_codec_may_read_are_named(tmp_path, segmentation, message):
+    entry = {"id": 1, "image_id": 8, "category_id": 3, "segmentation": segmentation}
+    data = {"images": IMAGES, "annotations": [entry], "categories": CATEGORIES}
+    (tmp_path / "d.json").write_text(json.dumps(data))
+    with pytest.raises(DataError, match=r"d\.json: the segmentation of annotation 1.*" + message):
+        convert("detection", "coco", str(tmp_path / "d.json"), str(tmp_path / "p.json"))
+
+
+def test_values_of_other_types_are_written_in_the_usual_ones(coco, tmp_path):
+    expected = content(coco)
+    data = json.loads(coco.read_text())
+    data["categories"][1] |= {"id": "200", "isthing": "0"}
+    data["images"][0] |= {"id": "8", "height": "6", "width": 10.0}
+    for info in data["annotations"][0]["segments_info"]:
+        info |= {"iscrowd": str(info["iscrowd"]), "category_id": float(info["category_id"])}
+    coco.write_text(json.dumps(data))
+    convert("coco", "coco", str(coco), str(tmp_path / "same.json"))
+    assert content(tmp_path / "same.json") == expected
+    written = json.loads((tmp_path / "same.json").read_text())
+    assert (written["images"], written["categories"]) == (IMAGES, CATEGORIES)
+    convert("coco", "detection", str(coco), str(tmp_path / "det.json"), things_only=True)
+    assert [c["name"] for c in json.loads((tmp_path / "det.json").read_text())["categories"]] == ["cat"]
+
+
+def test_maps_of_another_size_or_with_blue_are_named(coco, tmp_path):
+    write_png(tmp_path / "two" / "in/8.png", np.full((6, 10, 3), (3, 1, 2), np.uint8))
+    with pytest.raises(DataError, match=r"8\.png: the blue channel of a two-channel PNG must be 0; it holds 2"):
+        convert("two-channel", "coco", str(coco), str(tmp_path / "x.json"), folder=str(tmp_path / "two"))
+    write_png(tmp_path / "pan" / "in/8.png", np.zeros((5, 10, 3), np.uint8))
+    with pytest.raises(DataError, match=r"8\.png: is 5x10 \(height x width\); its image is 6x10"):
+        convert("coco", "detection", str(coco), str(tmp_path / "x.json"))
+
+
+@pytest.mark.parametrize(("target", "out"), [("two-channel", "pan"), ("coco", "pan.json"), ("detection", "pan.json")])
+def test_the_input_is_never_overwritten(coco, tmp_path, target, out):
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
+    with pytest.raises(UserError, match="would overwrite what is read"):
+        convert("coco", target, str(coco), str(tmp_path / out))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before
 
 
 def test_what_one_channel_cannot_hold_is_an_error(tmp_path, coco):
@@ -165,7 +208,7 @@ def test_unknown_ids_and_categories_are_named(coco, tmp_path):
     coco.write_text(json.dumps(data))
     with pytest.raises(DataError, match=r"8\.png: segment 70000 is not in the segments_info of image 8"):
         convert("coco", "coco", str(coco), str(tmp_path / "x.json"))
-    write_png(tmp_path / "two" / "in/8.png", np.full((6, 10, 3), 77, np.uint8))
+    write_png(tmp_path / "two" / "in/8.png", np.full((6, 10, 3), (77, 1, 0), np.uint8))
     with pytest.raises(DataError, match=r"8\.png: category 77 is not among the 2 categories"):
         convert("two-channel", "coco", str(coco), str(tmp_path / "x.json"), folder=str(tmp_path / "two"))
     with pytest.raises(UserError, match="no panoptic format 'three'"):
@@ -183,7 +226,7 @@ def test_the_command(coco, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main([*call, "--folder", str(tmp_path / "none")])
     assert end.value.code == 2
-    assert "8.png: no such image file" in capsys.readouterr().err
+    assert "none: no such folder of panoptic PNGs" in capsys.readouterr().err
 
 
 @pytest.mark.real_data

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import math
 import sys
+import warnings
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -11,6 +12,7 @@ import typer
 
 from visionkit.cli.options import JsonFile, write_text
 from visionkit.errors import UserError
+from visionkit.results.files import json_text
 
 if TYPE_CHECKING:
     from visionkit.evaluate.coco_metrics import Type
@@ -50,13 +52,17 @@ def command(
     if kind is Kind.panoptic:
         if backend is By.pycocotools:
             raise UserError("--backend pycocotools: it knows nothing of panoptic segmentation; leave the option out")
-        metrics = evaluate.evaluate_panoptic(gt, dt, gt_folder, dt_folder, per_class=per_class)
+        with warnings.catch_warnings(record=True) as notes:
+            warnings.simplefilter("always")
+            metrics = evaluate.evaluate_panoptic(gt, dt, gt_folder, dt_folder, per_class=per_class)
+        for note in notes:
+            print(f"warning: {note.message}", file=sys.stderr)
     elif gt_folder or dt_folder:
         raise UserError(f"--gt-folder and --dt-folder are for --type panoptic, not {kind.value}")
     else:
         metrics = evaluate.evaluate_coco(gt, dt, cast("Type", kind.value), backend=backend.value, per_class=per_class)
     if json_file:
-        write_text(json_file, json.dumps(metrics, indent=1))
+        write_text(json_file, json_text(metrics, indent=1))
     _print(metrics, f"{kind.value}, {dt}")
 
 
@@ -64,7 +70,7 @@ def _print(metrics: dict[str, float], title: str) -> None:
     """A table for people; for pipes a line a metric, name and number."""
     if not sys.stdout.isatty():
         width = max(map(len, metrics))
-        print("\n".join(f"{name:{width}} {value:9.6f}" for name, value in metrics.items()))
+        print("\n".join(f"{name:{width}} {_text(value):>9}" for name, value in metrics.items()))
         return
     from rich.console import Console
     from rich.table import Table
@@ -73,5 +79,9 @@ def _print(metrics: dict[str, float], title: str) -> None:
     table.add_column("metric", style="bold")
     table.add_column("value", justify="right")
     for name, value in metrics.items():
-        table.add_row(name, f"{value:.6f}")
+        table.add_row(name, _text(value))
     Console().print(table)
+
+
+def _text(value: float) -> str:
+    return "n/a" if math.isnan(value) else f"{value:.6f}"

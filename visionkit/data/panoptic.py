@@ -1,17 +1,17 @@
-"""COCO panoptic annotations: a JSON and a folder of PNGs."""
+"""COCO panoptic annotations as targets: a JSON file and a folder of PNGs."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 
-from visionkit.data.annotations import category_labels, column, first_twice, read_json
-from visionkit.data.images import inside, read_label_map
+from visionkit.coco.panoptic import PanopticFile, read_panoptic
+from visionkit.coco.report import OnError, Report, some
+from visionkit.coco.values import same_id
+from visionkit.data.categories import label_set
 from visionkit.errors import DataError
-from visionkit.layers.segments import from_rgb, renumber
 from visionkit.types import IGNORE, LabelSet, PanopticTarget
 
 
@@ -21,65 +21,91 @@ class PanopticMaps:
     Args:
         annotations: the JSON file.
         masks: the folder of PNGs; ``None``: beside the JSON, of the same name.
+        on_error: ``"skip"`` leaves out images and annotations that are wrong, and counts them in ``problems``.
+
+    Attributes:
+        file: what was read.
+        labels: its categories.
+        problems: what was left out or is missing, one line per kind.
 
     Raises:
-        DataError: the files contradict themselves.
+        DataError: the files contradict themselves; the message names the file, the image and the segment.
     """
 
+    file: PanopticFile
     labels: LabelSet
-    images: list[dict[str, Any]]
+    problems: list[str]
 
-    def __init__(self, annotations: str, masks: str | None = None) -> None:
+    def __init__(self, annotations: str, masks: str | None = None, *, on_error: OnError = "fail") -> None:
         self.path = annotations
-        self.masks = masks if masks is not None else os.path.splitext(annotations)[0]
-        if not os.path.isdir(self.masks):
-            raise DataError(f"{self.masks}: no such folder of panoptic PNGs (for {annotations})")
-        data = read_json(annotations, lists=("images", "annotations", "categories"))
-        self.images = data["images"]
-        self.labels = category_labels(annotations, data["categories"])
-        if len(self.labels) > IGNORE:
-            raise DataError(f"{annotations}: {len(self.labels)} categories; a label map holds at most {IGNORE}")
-        entries = data["annotations"]
-        images = column(annotations, entries, "annotation", "image_id")
-        if (twice := first_twice(images)) is not None:
-            raise DataError(f"{annotations}: image {twice} has two panoptic annotations")
-        self.row_of = {image: row for row, image in enumerate(images)}
-        self.names = [inside(self.masks, name, annotations)
-                      for name in column(annotations, entries, "annotation", "file_name")]  # fmt: skip
-        segments = column(annotations, entries, "annotation", "segments_info")
-        self._starts = np.concatenate(([0], np.cumsum([len(s) for s in segments], dtype=np.int64)))
-        self._segments = np.array([s["id"] for own in segments for s in own], np.int64)
-        self._crowd = np.array([bool(s.get("iscrowd", 0)) for own in segments for s in own], bool)
-        label_of = {number: label for label, number in enumerate(self.labels.ids)}
-        classes = np.array([label_of.get(s["category_id"], -1) for own in segments for s in own], np.int64)
-        if (classes < 0).any():
-            at = int(np.argmax(classes < 0))
-            image = images[int(np.searchsorted(self._starts, at, "right")) - 1]
-            raise DataError(f"{annotations}: segment {self._segments[at]} of image {image} has a category_id that is "
-                            "not in categories")  # fmt: skip
-        self._classes = classes
+        self.file = read_panoptic(annotations, masks, on_error=on_error)
+        categories = self.file.categories
+        if len(categories) > IGNORE:
+            raise DataError(f"{annotations}: {len(categories)} categories; a label map holds at most {IGNORE}")
+        self.labels = label_set(annotations, categories)
+        self.problems = list(self.file.problems)
+        self._on_error = on_error
+        self._usable = set(self.file.maps.row_of)
 
-    def load(self, image: Any, size: tuple[int, int]) -> PanopticTarget | None:
-        """The segments of an image by its id, ``None`` where it is not annotated. Those without a pixel are left out.
+    def match(self, image_ids: Sequence[int | str], owner: str) -> None:
+        """Compare the annotations with the images of a source, before the first of them is loaded.
+
+        Adds to ``problems`` how many images are not annotated, and with ``on_error: skip`` how many PNGs are missing.
+
+        Args:
+            image_ids: of the source.
+            owner: the file that lists them, for messages.
+
+        Raises:
+            DataError: no image is annotated, so that the IDs of the two files must differ in meaning; or the PNG of an
+                image is missing.
+        """
+        rows = self.file.maps.row_of
+        annotated = [image for image in image_ids if same_id(image) in rows]
+        if image_ids and not annotated:
+            raise DataError(
+                f"{self.path}: 0 of {len(image_ids)} images of {owner} have a panoptic annotation (their IDs are "
+                f"{some(image_ids, 4)}; the annotated images have {some([*rows], 4) or 'none'})"
+            )
+        if len(annotated) < len(image_ids):
+            missing = [image for image in image_ids if same_id(image) not in rows]
+            self.problems.append(f"{self.path}: {len(annotated)} of {len(image_ids)} images have a panoptic "
+                                 f"annotation; the others have none (ID {some(missing, 3)})")  # fmt: skip
+        report = Report(self.path, self._on_error)
+        maps = self.file.maps
+        names = {image: maps.file_names[rows[same_id(image)]] for image in annotated}
+        there = {
+            folder: _names_in(os.path.join(maps.folder, folder)) for folder in set(map(os.path.dirname, names.values()))
+        }
+        gone = [image for image, name in names.items() if os.path.basename(name) not in there[os.path.dirname(name)]]
+        for image in gone:
+            report.reject("panoptic annotations whose PNG is missing, of images", image,
+                          f"{maps.png(rows[same_id(image)])}: no such file: the PNG of image {image} "
+                          f"({len(gone)} of {len(annotated)} PNGs are missing)")  # fmt: skip
+        self._usable -= {same_id(image) for image in gone}
+        self.problems += report.lines
+
+    def load(self, image: int | str, size: tuple[int, int]) -> PanopticTarget | None:
+        """The segments of an image by its ID, ``None`` where it is not annotated. Those without a pixel are left out.
 
         Raises:
             DataError: the PNG is missing, not of this (height, width), or contradicts the JSON; the message names it.
         """
-        if image not in self.row_of:
+        if (image := same_id(image)) not in self._usable:
             return None
-        row = self.row_of[image]
-        path = self.names[row]
-        pixels = read_label_map(path)
-        if pixels.ndim != 3 or pixels.dtype != np.uint8 or pixels.shape[:2] != size:
-            raise DataError(f"{path}: a panoptic PNG of shape {pixels.shape} for an image of {size[0]}x{size[1]} RGB")
-        ids = from_rgb(pixels)
-        mine = slice(self._starts[row], self._starts[row + 1])
-        segments = renumber(ids, self._segments[mine])
-        if (unknown := segments < 0).any():
-            raise DataError(f"{path}: segment {ids[unknown][0]} is not in the segments_info of image {image}")
+        maps = self.file.maps
+        row = maps.row_of[image]
+        own = maps.segments(row)
         return PanopticTarget(
-            segments=torch.from_numpy(segments),
-            labels=torch.from_numpy(self._classes[mine].copy()),
-            crowd=torch.from_numpy(self._crowd[mine].copy()),
-            ids=torch.from_numpy(self._segments[mine].copy()),
+            segments=torch.from_numpy(maps.read_map(row, size)),
+            labels=torch.from_numpy(maps.labels[own]).long(),
+            crowd=torch.from_numpy(maps.crowd[own].copy()),
+            ids=torch.from_numpy(maps.ids[own]).long(),
         ).seen()
+
+
+def _names_in(folder: str) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except OSError:
+        return set()

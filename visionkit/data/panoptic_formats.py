@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,11 +17,17 @@ from typing import Any
 import cv2
 import numpy as np
 
-from visionkit.data.annotations import column, first_twice, read_json
-from visionkit.data.images import inside, read_label_map
+from visionkit import rle
+from visionkit.coco import png
+from visionkit.coco.annotations import Images
+from visionkit.coco.categories import Category
+from visionkit.coco.files import inside
+from visionkit.coco.panoptic import read_images, read_panoptic, read_panoptic_categories
+from visionkit.coco.report import Report
+from visionkit.coco.segmentation import checked_rle
+from visionkit.coco.values import describe, entries, field, flag, identifier, load_json, same_id
 from visionkit.errors import DataError, UserError
-from visionkit.layers import rle
-from visionkit.layers.segments import from_rgb, renumber, to_rgb
+from visionkit.layers.segments import extents, runs, to_rgb
 
 Record = dict[str, Any]
 FORMATS = ("coco", "two-channel", "detection")
@@ -34,7 +41,7 @@ class Segmentation:
 
     Attributes:
         image: its entry in the list ``images``.
-        segments: (H, W) int32 ids; 0 is void.
+        segments: (H, W) int32; ``i + 1`` where a pixel belongs to segment ``i``, 0 where it is void.
         infos: ``id``, ``category_id`` and ``iscrowd`` of each segment, in the order of the file.
     """
 
@@ -86,6 +93,9 @@ def convert(
         raise UserError(f"only the format detection can be written with things alone, not {target}")
     kinds = None if categories is None else _read_categories(categories)
     folder = os.path.splitext(file)[0] if folder is None else folder
+    written = {"coco": (out, os.path.splitext(out)[0]), "two-channel": (out,), "detection": (out,)}[target]
+    for path in {*map(os.path.realpath, written)} & {os.path.realpath(file), os.path.realpath(folder)}:
+        raise UserError(f"{out}: would overwrite what is read ({path}); choose another --out")
     if source == "coco":
         data = read_coco(file, folder, kinds)
     elif source == "two-channel":
@@ -99,82 +109,86 @@ def convert(
     return write_detection(data, out, things_only=things_only)
 
 
-def read_coco(file: str, folder: str, categories: list[Record] | None = None) -> DataSet:
+def read_coco(file: str, folder: str, categories: list[Any] | None = None) -> DataSet:
     """COCO's panoptic format."""
-    data = read_json(file, lists=("images", "annotations", *(() if categories else ("categories",))))
-    head = _head(data, categories, file)
-    images = {image["id"]: image for image in head["images"]}
-    entries = data["annotations"]
-    for key in ("image_id", "file_name", "segments_info"):
-        column(file, entries, "annotation", key)
+    data = read_panoptic(file, folder, categories=categories, with_head=True)
+    maps, labels = data.maps, [same_id(category.id) for category in data.categories]
+    assert data.head is not None
+    head = data.head if categories is None else data.head | {"categories": categories}
+    head = _normalized(head, data.images, data.categories, file)
 
     def read() -> Iterator[Segmentation]:
-        for entry in entries:
-            if entry["image_id"] not in images:
-                raise DataError(f"{file}: image {entry['image_id']} of an annotation is not in the list 'images'")
-            path = inside(folder, entry["file_name"], file)
-            ids = from_rgb(_read_rgb(path))
-            infos = [_info(s, s["id"], bool(s.get("iscrowd", 0))) for s in entry["segments_info"]]
-            known = renumber(ids, np.array([info["id"] for info in infos], np.int64))
-            if (known < 0).any():
-                raise DataError(f"{path}: segment {ids[known < 0][0]} is not in the segments_info of image "
-                                f"{entry['image_id']}")  # fmt: skip
-            yield Segmentation(images[entry["image_id"]], ids, infos)
+        for row, image_id in enumerate(maps.image_ids):
+            image, own = head["images"][data.images.row[image_id]], maps.segments(row)
+            columns = zip(maps.ids[own].tolist(), maps.labels[own].tolist(), maps.crowd[own].tolist(), strict=True)
+            infos = [{"id": i, "category_id": labels[c], "iscrowd": int(crowd)} for i, c, crowd in columns]
+            yield Segmentation(image, maps.read_map(row, (image["height"], image["width"])), infos)
 
     return DataSet(head, read())
 
 
-def read_two_channel(file: str, folder: str, categories: list[Record] | None = None) -> DataSet:
+def read_two_channel(file: str, folder: str, categories: list[Any] | None = None) -> DataSet:
     """PNGs of category and instance, named after the images of ``file``. Segments are numbered from 1."""
-    head = _head(read_json(file, lists=("images", *(() if categories else ("categories",)))), categories, file)
+    head = _head(load_json(file), categories, file)
     known = {category["id"] for category in head["categories"]}
 
     def read() -> Iterator[Segmentation]:
         for image in head["images"]:
             path = inside(folder, os.path.splitext(image["file_name"])[0] + ".png", file)
-            pixels = _read_rgb(path)
-            pairs = pixels[..., 0].astype(np.int64) * 256 + pixels[..., 1]
-            values, segments = np.unique(pairs, return_inverse=True)
+            pixels = png.read_rgb(path, (image["height"], image["width"]))
+            if pixels[..., 2].any():
+                raise DataError(f"{path}: the blue channel of a two-channel PNG must be 0; it holds "
+                                f"{pixels[..., 2].max()}")  # fmt: skip
+            pairs = pixels[..., 0].astype(np.int32).ravel() * 256 + pixels[..., 1].ravel()
+            starts, lengths = runs(pairs)
+            values, place = np.unique(pairs[starts], return_inverse=True)
             if unknown := set((values[values > 0] // 256).tolist()) - known:
                 raise DataError(f"{path}: category {min(unknown)} is not among the {len(known)} categories")
-            offset = int(values[0] != 0)  # where there is no void, the first segment is number 1 all the same
+            numbers = np.cumsum(values > 0).astype(np.int32)  # the values ascend, so that void stays 0
             infos = [
-                {"id": number, "category_id": int(value) // 256, "iscrowd": int(value % 256 == CROWD)}
-                for number, value in enumerate(values[1 - offset :], 1)
+                {"id": number, "category_id": value // 256, "iscrowd": int(value % 256 == CROWD)}
+                for number, value in enumerate(values[values > 0].tolist(), 1)
             ]
-            yield Segmentation(image, (segments.reshape(pairs.shape) + offset).astype(np.int32), infos)
+            yield Segmentation(image, np.repeat(numbers[place], lengths).reshape(pixels.shape[:2]), infos)
 
     return DataSet(head, read())
 
 
-def read_detection(file: str, categories: list[Record] | None = None) -> DataSet:
+def read_detection(file: str, categories: list[Any] | None = None) -> DataSet:
     """One annotation a segment; they must not overlap. Segments are numbered from 1."""
-    data = read_json(file, lists=("images", "annotations", *(() if categories else ("categories",))))
+    data = load_json(file)
     head = _head(data, categories, file)
-    images, known = {image["id"] for image in head["images"]}, {category["id"] for category in head["categories"]}
-    entries: dict[Any, list[Record]] = {image: [] for image in images}
-    for key in ("id", "image_id", "category_id", "segmentation"):
-        column(file, data["annotations"], "annotation", key)
-    for entry in data["annotations"]:
-        if entry["image_id"] not in images:
-            raise DataError(f"{file}: annotation {entry['id']} belongs to image {entry['image_id']}, which is not in "
-                            "the list 'images'")  # fmt: skip
-        if entry["category_id"] not in known:
-            raise DataError(f"{file}: annotation {entry['id']} has category_id {entry['category_id']}, which is not in "
-                            "categories")  # fmt: skip
-        entries[entry["image_id"]].append(entry)
+    known = {category["id"] for category in head["categories"]}
+    rows: dict[Any, list[Record]] = {image["id"]: [] for image in head["images"]}
+    for index, entry in enumerate(entries(data, "annotations", file)):
+        name = entry.get("id", f"number {index + 1}")
+        where = f"{file}: annotation {name}"
+        image_id = same_id(identifier(field(entry, "image_id", where), f"{where}: 'image_id'"))
+        category_id = same_id(identifier(field(entry, "category_id", where), f"{where}: 'category_id'"))
+        if image_id not in rows:
+            raise DataError(f"{where} belongs to image {image_id}, which is not in the list 'images'")
+        if category_id not in known:
+            raise DataError(f"{where} has category_id {category_id}, which is not in categories")
+        crowd = entry.get("iscrowd")
+        rows[image_id].append({"name": name, "category_id": category_id,
+                               "iscrowd": 0 if crowd is None else int(flag(crowd, f"{where}: 'iscrowd'")),
+                               "segmentation": field(entry, "segmentation", where)})  # fmt: skip
 
     def read() -> Iterator[Segmentation]:
         for image in head["images"]:
-            own = entries[image["id"]]
-            segments = np.zeros((image["height"], image["width"]), np.int32)
+            height, width, own = image["height"], image["width"], rows[image["id"]]
+            segments = np.zeros((height, width), np.int32)
             for number, entry in enumerate(own, 1):
-                mask = _mask(entry, segments.shape, file)
-                if (taken := segments[mask]).any():
-                    other = own[int(taken.max()) - 1]["id"]
-                    raise DataError(f"{file}: annotations {other} and {entry['id']} of image {image['id']} overlap")
-                segments[mask] = number
-            yield Segmentation(image, segments, [_info(e, i, bool(e.get("iscrowd", 0))) for i, e in enumerate(own, 1)])
+                where = f"{file}: the segmentation of annotation {entry['name']}"
+                code = checked_rle(entry["segmentation"], height, width, where)
+                left, top, crop = rle.crop_of_rle(code)
+                window = segments[top : top + crop.shape[0], left : left + crop.shape[1]]
+                if (taken := window[crop > 0]).any():
+                    other = own[int(taken.max()) - 1]["name"]
+                    raise DataError(f"{file}: annotations {other} and {entry['name']} of image {image['id']} overlap")
+                window[crop > 0] = number
+            infos = [{"id": i, "category_id": e["category_id"], "iscrowd": e["iscrowd"]} for i, e in enumerate(own, 1)]
+            yield Segmentation(image, segments, infos)
 
     return DataSet(head, read())
 
@@ -188,8 +202,11 @@ def write_coco(data: DataSet, out: str) -> int:
     annotations = []
     for one in data.segmentations:
         name = os.path.splitext(one.image["file_name"])[0] + ".png"
-        _write_png(inside(folder, name, out), to_rgb(one.segments))
-        annotations.append({"image_id": one.image["id"], "file_name": name, "segments_info": measured(one)})
+        ids = np.array([0, *(info["id"] for info in one.infos)], np.int32)
+        _write_png(inside(folder, name, out), to_rgb(ids[one.segments]))
+        annotations.append(
+            {"image_id": one.image["id"], "file_name": name, "segments_info": [info for _, info in measured(one)]}
+        )
     _write_json(out, data.head | {"annotations": annotations})
     return len(annotations)
 
@@ -199,19 +216,19 @@ def write_two_channel(data: DataSet, out: str) -> int:
     written = 0
     for one in data.segmentations:
         written += 1
-        pixels = np.zeros((*one.segments.shape, 3), np.uint8)
+        colors = np.zeros((len(one.infos) + 1, 3), np.uint8)
         counts: dict[int, int] = {}
-        for info in one.infos:
+        for row, info in enumerate(one.infos, 1):
             category, where = info["category_id"], f"{out}: image {one.image['id']}"
             number = CROWD if info["iscrowd"] else counts.get(category, 0)
             counts[category] = counts.get(category, 0) + (not info["iscrowd"])
-            if not 0 < category < 256:
+            if not isinstance(category, int) or not 0 < category < 256:
                 raise UserError(f"{where}: category id {category} does not go into one channel; 1 ... 255 do")
             if number >= CROWD and not info["iscrowd"]:
                 raise UserError(f"{where}: has more than {CROWD} instances of category {category}, which is all that "
                                 "one channel can tell apart")  # fmt: skip
-            pixels[one.segments == info["id"]] = (category, number, 0)
-        _write_png(inside(out, os.path.splitext(one.image["file_name"])[0] + ".png", out), pixels)
+            colors[row] = (category, number, 0)
+        _write_png(inside(out, os.path.splitext(one.image["file_name"])[0] + ".png", out), colors[one.segments])
     return written
 
 
@@ -223,10 +240,12 @@ def write_detection(data: DataSet, out: str, *, things_only: bool = False) -> in
     written = 0
     for one in data.segmentations:
         written += 1
-        for info in measured(one):
+        for row, info in measured(one):
             if things_only and info["category_id"] in stuff:
                 continue
-            code = rle.encode(one.segments == info["id"])
+            left, top, width, height = info["bbox"]
+            crop = one.segments[top : top + height, left : left + width] == row
+            code = rle.encode_crop(crop, left, top, *one.segments.shape)
             mask = {"size": list(one.segments.shape), "counts": code["counts"].decode()}
             annotations.append(info | {"id": len(annotations) + 1, "image_id": one.image["id"], "segmentation": mask})
     head = dict(data.head)
@@ -236,83 +255,67 @@ def write_detection(data: DataSet, out: str, *, things_only: bool = False) -> in
     return written
 
 
-def measured(one: Segmentation) -> list[Record]:
-    """The segments that have a pixel, with ``area`` and ``bbox`` (left, top, width, height)."""
-    infos = []
-    for info in one.infos:
-        mask = (one.segments == info["id"]).view(np.uint8)
-        if area := cv2.countNonZero(mask):
-            infos.append(info | {"area": area, "bbox": list(cv2.boundingRect(mask))})
-    return infos
+def measured(one: Segmentation) -> list[tuple[int, Record]]:
+    """The segments that have a pixel, with ``area`` and ``bbox`` (left, top, width, height), and their numbers in the
+    map."""
+    areas, boxes = extents(one.segments, len(one.infos))
+    return [
+        (row, info | {"area": area, "bbox": box})
+        for row, (info, area, box) in enumerate(zip(one.infos, areas.tolist(), boxes.tolist(), strict=True), 1)
+        if area
+    ]
 
 
-def _head(data: Record, categories: list[Record] | None, file: str) -> Record:
-    """All but the annotations, checked as far as it is needed."""
+def _head(data: Any, categories: list[Any] | None, file: str) -> Record:
+    """All but the annotations, with checked images and categories."""
+    images = read_images(data, Report(file))
+    labels = read_panoptic_categories(data if categories is None else {"categories": categories}, file)
     head = {key: value for key, value in data.items() if key != "annotations"}
-    head["categories"] = data.get("categories") if categories is None else categories
-    column(file, head["categories"], "category", "id")
-    for key in ("id", "file_name", "height", "width"):
-        column(file, head["images"], "image", key)
-    if (twice := first_twice([image["id"] for image in head["images"]])) is not None:
-        raise DataError(f"{file}: image id {twice} is given twice")
-    return head
+    return _normalized(head if categories is None else head | {"categories": categories}, images, labels, file)
 
 
-def _read_categories(file: str) -> list[Record]:
-    try:
-        with open(file, encoding="utf-8") as opened:
-            data = json.load(opened)
-    except OSError as error:
-        raise DataError(f"{file}: {error.strerror}") from None
-    except ValueError as error:
-        raise DataError(f"{file}: not JSON ({error})") from None
-    found = data.get("categories") if isinstance(data, Mapping) else data
-    if not isinstance(found, list):
-        raise DataError(f"{file}: neither a list of categories nor an object with one")
-    return found
+def _normalized(head: Record, images: Images, categories: list[Category], file: str) -> Record:
+    """The head of a file, whose images and categories have values of the usual types."""
+    rows, kinds = [], []
+    for row, name, (height, width) in zip(head["images"], images.file_names, images.sizes.tolist(), strict=True):
+        if not name or not height or not width:
+            raise DataError(f"{file}: image {row['id']} must have a 'file_name', a 'height' and a 'width'")
+        if height * width > png.MAX_PIXELS:
+            raise DataError(f"{file}: image {row['id']} is {height}x{width}; the limit is {png.MAX_PIXELS:,} pixels")
+        rows.append({**row, "id": same_id(row["id"]), "file_name": name, "height": height, "width": width})
+    for row, category in zip(head["categories"], categories, strict=True):
+        isthing = {"isthing": int(category.isthing)} if "isthing" in row else {}
+        kinds.append({**row, "id": same_id(category.id), "name": category.name, **isthing})
+    return head | {"images": rows, "categories": kinds}
 
 
-def _read_rgb(path: str) -> np.ndarray:
-    pixels = read_label_map(path)
-    if pixels.ndim != 3 or pixels.dtype != np.uint8:
-        raise DataError(f"{path}: must be RGB with 8 bits a channel, not of shape {pixels.shape} and {pixels.dtype}")
-    return pixels
-
-
-def _mask(entry: Mapping[str, Any], size: tuple[int, ...], file: str) -> np.ndarray:
-    """(H, W) bool of an annotation."""
-    try:
-        mask = rle.decode(rle.from_segmentation(entry["segmentation"], *size)).astype(bool)
-    except (TypeError, KeyError, ValueError, IndexError):
-        raise DataError(f"{file}: the segmentation of annotation {entry['id']} is neither polygons nor run "
-                        "lengths") from None  # fmt: skip
-    if mask.shape != size:
-        raise DataError(f"{file}: annotation {entry['id']} has a mask of {mask.shape[0]}x{mask.shape[1]} pixels on an "
-                        f"image of {size[0]}x{size[1]}")  # fmt: skip
-    return mask
-
-
-def _info(entry: Mapping[str, Any], number: int, crowd: bool) -> Record:
-    return {"id": number, "category_id": entry["category_id"], "iscrowd": int(crowd)}
+def _read_categories(file: str) -> list[Any]:
+    data = load_json(file)
+    rows = data.get("categories") if isinstance(data, Mapping) else data
+    if not isinstance(rows, list):
+        raise DataError(f"{file}: must be a list of categories or an object with one, not {describe(data)}")
+    return rows
 
 
 def _write_png(path: str, pixels: np.ndarray) -> None:
-    try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        done, data = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
-        assert done
-        with open(path, "wb") as file:
-            file.write(data.tobytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    done, data = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
+    assert done
+    _write(path, data.tobytes())
 
 
 def _write_json(path: str, data: Record) -> None:
+    _write(path, json.dumps(data, separators=(",", ":")).encode())
+
+
+def _write(path: str, data: bytes) -> None:
+    """Write a file beside its place, and move it there when it is whole."""
     beside = f"{path}.{os.getpid()}"
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        with open(beside, "w", encoding="utf-8") as file:
-            json.dump(data, file, separators=(",", ":"))
+        with open(beside, "wb") as file:
+            file.write(data)
         os.replace(beside, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        with contextlib.suppress(OSError, ValueError):
+            os.remove(beside)
+        raise UserError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from None

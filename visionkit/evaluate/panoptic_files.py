@@ -6,45 +6,27 @@ The fast backend is hotcoco, which decodes PNGs several times faster than OpenCV
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
+import msgspec
 import numpy as np
 
+from visionkit.coco import png
+from visionkit.coco.panoptic import PanopticFile, PanopticMaps, read_panoptic, read_panoptic_results
 from visionkit.errors import DataError
-from visionkit.evaluate.coco_files import read_json
 from visionkit.evaluate.panoptic_metrics import Counts, Segments, match, summary
-from visionkit.layers.segments import from_rgb
+from visionkit.layers.segments import count_pixels
 
 Backend = Literal["fast", "numpy"]
-Id = int | str
 
-
-@dataclass(frozen=True)
-class Entry:
-    """The segmentation of one image: where its PNG lies, and its segments."""
-
-    file_name: str
-    png: str
-    segments: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Truth:
-    """What a ground truth holds: its categories, the name of each image's file, and the segmentations by image.
-
-    A label is a position in ``categories``.
-    """
-
-    categories: list[dict[str, Any]]
-    files: dict[Id, str]
-    entries: dict[Id, Entry]
+# hotcoco decodes one pair of maps per core, at 6 bytes per pixel and more.
+FAST_PIXELS = 2**24
+# The share of images whose areas are counted although nothing depends on them, and how many are always.
+SAMPLE_SHARE, SAMPLE_LEAST = 0.1, 4
 
 
 def evaluate_panoptic(
@@ -58,10 +40,10 @@ def evaluate_panoptic(
 ) -> dict[str, float]:
     """PQ, SQ and RQ over all classes, of things (``PQ_th`` ...) and of stuff (``PQ_st`` ...), as fractions.
 
-    Every image that has a segmentation in the ground truth must have one in the results. Areas of the truth are those
-    of its JSON, where it has them; its pixels of an id that is in no ``segments_info`` are neither void nor a segment.
-    Categories without ``isthing`` are things. Where an image has several crowds of one class, all of them excuse a
-    prediction; COCO's images never have, and COCO's tool would look at the last one alone.
+    Every image that has a segmentation in the ground truth must have one in the results. Areas are counted in the PNGs,
+    not taken from the JSON file; if those of the file are others, a warning says so. Pixels of the ground truth whose
+    ID is in no ``segments_info`` are neither void nor a segment. Where an image has several crowds of one class, all of
+    them excuse a prediction; COCO's images never have, and COCO's tool would look at the last one alone.
 
     Args:
         ground_truth: COCO panoptic JSON.
@@ -71,153 +53,143 @@ def evaluate_panoptic(
         backend: who computes; the numbers are the same, but for the order in which they are added up.
         per_class: also ``PQ/<class name>``.
 
+    Returns:
+        The metrics; NaN where no class of a kind occurs.
+
     Raises:
-        DataError: a file is missing or contradicts another; the message names file and image.
+        DataError: a file is missing, wrong, or contradicts another; the message names the file and the image.
     """
-    gt_folder, dt_folder = _folder(ground_truth, gt_folder), _folder(results, dt_folder)
-    truth = read_truth(str(ground_truth), gt_folder)
-    found = read_results(str(results), dt_folder, truth)
-    counts = _fast(str(ground_truth), gt_folder, dt_folder, truth, found) if backend == "fast" else None
+    truth = read_panoptic(str(ground_truth), None if gt_folder is None else str(gt_folder))
+    found = read_panoptic_results(str(results), None if dt_folder is None else str(dt_folder), truth)
+    pixels = _check_sizes(truth, found)
+    counts = _fast(truth, found) if backend == "fast" and pixels.max(initial=0) <= FAST_PIXELS else None
     if counts is None:
         counts = _by_numpy(truth, found)
-    things = [bool(category.get("isthing", 1)) for category in truth.categories]
-    return summary(counts, things, [str(c["name"]) for c in truth.categories] if per_class else None)
+    _warn_of_areas(truth.maps, pixels)
+    things = [category.isthing for category in truth.categories]
+    return summary(counts, things, [category.name for category in truth.categories] if per_class else None)
 
 
-def read_truth(path: str, folder: str) -> Truth:
-    """The ground truth, checked as far as its JSON goes."""
-    data = read_json(path)
-    for part in ("images", "annotations", "categories"):
-        if not isinstance(data, Mapping) or not isinstance(data.get(part), list):
-            raise DataError(f"{path}: panoptic ground truth needs a list '{part}'")
-    for part, keys in (("images", ("id", "file_name")), ("categories", ("id", "name"))):
-        for row in data[part]:
-            _require(row, keys, f"{path}: an entry of '{part}'")
-        if len({row["id"] for row in data[part]}) < len(data[part]):
-            raise DataError(f"{path}: two {part} have the same id")
-    files = {image["id"]: str(image["file_name"]) for image in data["images"]}
-    known = {category["id"] for category in data["categories"]}
-    return Truth(data["categories"], files, _entries(data["annotations"], path, folder, files, known))
+def _check_sizes(truth: PanopticFile, found: PanopticMaps) -> np.ndarray:
+    """(A,) pixels of every annotated image. Raises ``DataError`` if the two maps of an image differ in size."""
+    pixels, others = [], []
+    for row, image in enumerate(truth.maps.image_ids):
+        paths = truth.maps.png(row), found.png(found.row_of[image])
+        sizes = [png.read_header(path)[:2] for path in paths]
+        if sizes[0] != sizes[1]:
+            raise DataError(f"{paths[1]}: image {image}: the maps of the ground truth and of the prediction have "
+                            f"{_by(sizes[0])} and {_by(sizes[1])} pixels")  # fmt: skip
+        size = tuple(truth.images.sizes[truth.images.row[image]].tolist())
+        if size != sizes[0] and 0 not in size:
+            others.append(f"image {image}: {_by(size)} instead of {_by(sizes[0])}")
+        pixels.append(sizes[0][0] * sizes[0][1])
+    if others:
+        warnings.warn(f"{truth.path}: the height and width of {len(others)} of {len(truth.maps)} images are not those "
+                      f"of their PNGs ({others[0]}); the PNGs count", stacklevel=3)  # fmt: skip
+    return np.array(pixels, np.int64)
 
 
-def read_results(path: str, folder: str, truth: Truth) -> dict[Id, Entry]:
-    """The results by image, checked as far as their JSON goes."""
-    data = read_json(path)
-    rows = data.get("annotations") if isinstance(data, Mapping) else data
-    if not isinstance(rows, list):
-        raise DataError(f"{path}: panoptic results are a list 'annotations' of one record an image")
-    known = {category["id"] for category in truth.categories}
-    entries = _entries(rows, path, folder, truth.files, known)
-    if missing := [image for image in truth.entries if image not in entries]:
-        raise DataError(f"{path}: has no prediction for image {missing[0]} (for {len(missing)} of the "
-                        f"{len(truth.entries)} images of the ground truth)")  # fmt: skip
-    return entries
+def _by(size: Any) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
-def _entries(rows: list[Any], path: str, folder: str, files: Mapping[Id, str], categories: set[Any]) -> dict[Id, Entry]:
-    if not os.path.isdir(folder):
-        raise DataError(f"{folder}: no such folder of panoptic PNGs (for {path})")
-    entries: dict[Id, Entry] = {}
-    for number, row in enumerate(rows, 1):
-        _require(row, ("image_id", "segments_info"), f"{path}: annotation number {number}")
-        image = row["image_id"]
-        if image not in files:
-            raise DataError(f"{path}: annotation number {number} is of image {image!r}, which the ground truth does "
-                            "not know")  # fmt: skip
-        if image in entries:
-            raise DataError(f"{path}: image {image} has two panoptic annotations")
-        for segment in row["segments_info"]:
-            _require(segment, ("id", "category_id"), f"{path}: a segment of image {image}")
-            if segment["category_id"] not in categories:
-                raise DataError(f"{path}: segment {segment['id']} of image {image} has category_id "
-                                f"{segment['category_id']!r}, which the ground truth does not know")  # fmt: skip
-        name = row.get("file_name") or os.path.splitext(files[image])[0] + ".png"
-        entries[image] = Entry(name, _inside(folder, name, path), row["segments_info"])
-    return entries
-
-
-def _require(row: Any, keys: tuple[str, ...], name: str) -> None:
-    for key in keys:
-        if not isinstance(row, Mapping) or key not in row:
-            raise DataError(f"{name} has no '{key}'")
-
-
-def _folder(file: str | Path, folder: str | Path | None) -> str:
-    return os.path.splitext(file)[0] if folder is None else str(folder)
-
-
-def _inside(folder: str, name: str, where: str) -> str:
-    """``folder/name``, of which ``name`` must not lead out of the folder."""
-    plain = os.path.normpath(name.replace("\\", "/"))
-    if os.path.isabs(plain) or os.path.splitdrive(plain)[0] or plain.split("/")[0] == "..":
-        raise DataError(f"{where}: file name '{name}' leads out of the folder {folder}")
-    return os.path.join(folder, name)
-
-
-def _fast(gt: str, gt_folder: str, dt_folder: str, truth: Truth, found: dict[Id, Entry]) -> Counts | None:
+def _fast(truth: PanopticFile, found: PanopticMaps) -> Counts | None:
     """The counts by hotcoco; ``None`` where it refuses the files."""
     from hotcoco.panoptic import PanopticEval
 
-    if not truth.entries or any(_crowds_of_one_class(entry.segments) for entry in truth.entries.values()):
+    maps = truth.maps
+    if not len(maps) or _crowds_of_one_class(maps):
         return None
+    categories = [
+        {"id": label + 1, "name": c.name, "isthing": int(c.isthing)} for label, c in enumerate(truth.categories)
+    ]
+    images = [{"id": row, "file_name": str(row)} for row in range(len(maps))]
     with tempfile.TemporaryDirectory() as scratch:
-        # What was checked is what is evaluated, whatever form it had.
-        rows = [
-            {"image_id": image, "file_name": found[image].file_name, "segments_info": found[image].segments}
-            for image in truth.entries
-        ]
-        dt = os.path.join(scratch, "results.json")
-        Path(dt).write_text(json.dumps({"annotations": rows}))
+        # What was checked is what is evaluated, whatever form it had. Without areas, hotcoco counts pixels.
+        for name, side, rows in (
+            ("gt", maps, range(len(maps))),
+            ("dt", found, [found.row_of[image] for image in maps.image_ids]),
+        ):
+            annotations = [_record(side, row, image) for image, row in enumerate(rows)]
+            data = {"images": images, "categories": categories, "annotations": annotations}
+            Path(scratch, f"{name}.json").write_bytes(msgspec.json.encode(data))
+        gt, dt = os.path.join(scratch, "gt.json"), os.path.join(scratch, "dt.json")
         try:
-            run = PanopticEval(gt, dt, gt_folder=gt_folder, pred_folder=dt_folder)
+            run = PanopticEval(gt, dt, gt_folder=maps.folder, pred_folder=found.folder)
             run.evaluate()
         except (OSError, ValueError, TypeError, KeyError):
             return None
-    rows = run.results()["per_class"]
-    return np.array([[rows[c["id"]][part] for part in ("tp", "fp", "fn", "iou")] for c in truth.categories], np.float64)
+    per_class = run.results()["per_class"]
+    return np.array([[per_class[label + 1][part] for part in ("tp", "fp", "fn", "iou")]
+                     for label in range(len(categories))], np.float64)  # fmt: skip
 
 
-def _crowds_of_one_class(segments: list[dict[str, Any]]) -> bool:
-    crowds = [segment["category_id"] for segment in segments if segment.get("iscrowd")]
-    return len(set(crowds)) < len(crowds)
+def _record(maps: PanopticMaps, row: int, image: int) -> dict[str, Any]:
+    """An annotation of COCO's format."""
+    own = maps.segments(row)
+    columns = maps.ids[own].tolist(), (maps.labels[own] + 1).tolist(), maps.crowd[own].tolist()
+    segments = [{"id": i, "category_id": c, "iscrowd": int(crowd)} for i, c, crowd in zip(*columns)]
+    return {"image_id": image, "file_name": maps.file_names[row], "segments_info": segments}
 
 
-def _by_numpy(truth: Truth, found: dict[Id, Entry]) -> Counts:
-    label_of = {category["id"]: label for label, category in enumerate(truth.categories)}
-    counts = np.zeros((len(label_of), 4))
-    for image, entry in truth.entries.items():
-        other = found[image]
-        maps = _read_ids(entry.png), _read_ids(other.png)
-        predicted = _segments(other.segments, label_of)
+def _crowds_of_one_class(maps: PanopticMaps) -> bool:
+    """Whether an image has two crowds of the same class."""
+    rows = np.repeat(np.arange(len(maps)), np.diff(maps.starts))[maps.crowd]
+    pairs = np.stack((rows, maps.labels[maps.crowd]), 1)
+    return len(np.unique(pairs, axis=0)) < len(pairs)
+
+
+def _by_numpy(truth: PanopticFile, found: PanopticMaps) -> Counts:
+    counts = np.zeros((len(truth.categories), 4))
+    for row, image in enumerate(truth.maps.image_ids):
+        other = found.row_of[image]
+        maps = png.read_ids(truth.maps.png(row)), png.read_ids(found.png(other))
+        predicted = _segments(found, other)
         try:
-            counts += match(maps[0], _segments(entry.segments, label_of), maps[1], predicted, len(label_of))
+            counts += match(maps[0], _segments(truth.maps, row), maps[1], predicted, len(truth.categories))
         except DataError as error:
-            raise DataError(f"{other.png}: image {image}: {error}") from None
-        if absent := set(predicted.ids.tolist()) - set(np.unique(maps[1]).tolist()):
-            raise DataError(f"{other.png}: image {image}: segment {min(absent)} of its segments_info has no pixel")
+            raise DataError(f"{found.png(other)}: image {image}: {error}") from None
+        absent = predicted.ids[count_pixels(maps[1], predicted.ids) == 0].tolist()
+        if absent:
+            raise DataError(
+                f"{found.png(other)}: image {image}: segment {min(absent)} of its segments_info has no pixel"
+            )
     return counts
 
 
-def _segments(rows: list[dict[str, Any]], label_of: Mapping[Any, int]) -> Segments:
-    areas = [row.get("area") for row in rows]
-    return Segments(
-        ids=np.array([row["id"] for row in rows], np.int64),
-        labels=np.array([label_of[row["category_id"]] for row in rows], np.int64),
-        crowd=np.array([bool(row.get("iscrowd", 0)) for row in rows], bool),
-        areas=None if None in areas else np.array(areas, np.float64),
-    )
+def _segments(maps: PanopticMaps, row: int) -> Segments:
+    own = maps.segments(row)
+    return Segments(maps.ids[own].astype(np.int64), maps.labels[own].astype(np.int64), maps.crowd[own])
 
 
-def _read_ids(path: str) -> np.ndarray:
-    """(H, W) int32 segment ids of a PNG."""
-    try:
-        data = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from None
-    image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) else None
-    if image is None or b"IEND" not in data[-32:].tobytes():  # OpenCV fills with black what is missing at the end
-        raise DataError(f"{path}: not a whole PNG")
-    if image.ndim != 3 or image.dtype != np.uint8:
-        raise DataError(f"{path}: a panoptic PNG is RGB with 8 bits a channel, this one has shape {image.shape} and "
-                        f"{image.dtype}")  # fmt: skip
-    return from_rgb(cv2.cvtColor(image[..., :3], cv2.COLOR_BGR2RGB))
+def _warn_of_areas(maps: PanopticMaps, pixels: np.ndarray) -> None:
+    """Warn of areas in the JSON file that are not the pixels of their segments.
+
+    No metric depends on them, so that a sample of the images is counted. If it holds such an area, or if the areas of
+    an image are more than its pixels, all images are.
+    """
+    totals = np.concatenate(([0.0], np.cumsum(np.nan_to_num(maps.areas))))[maps.starts]
+    every = max(1, len(maps) // max(SAMPLE_LEAST, round(SAMPLE_SHARE * len(maps))))
+    if not (np.diff(totals) > pixels).any() and not _outdated(maps, range(0, len(maps), every))[0]:
+        return
+    number, example = _outdated(maps, range(len(maps)))
+    if number:
+        warnings.warn(f"{maps.path}: the area of {number} of {len(maps.ids)} segments is not their number of pixels "
+                      f"({example}); pixels are counted, where COCO's tool uses the areas", stacklevel=3)  # fmt: skip
+
+
+def _outdated(maps: PanopticMaps, rows: range) -> tuple[int, str]:
+    """The number of segments of these images whose area in the file is not their number of pixels, and an example."""
+    number, example = 0, ""
+    for row in rows:
+        own = maps.segments(row)
+        if np.isnan(maps.areas[own]).all():
+            continue
+        counted, areas = count_pixels(png.read_ids(maps.png(row)), maps.ids[own]), maps.areas[own]
+        wrong = np.flatnonzero((areas != counted) & ~np.isnan(areas))
+        number += len(wrong)
+        if len(wrong) and not example:
+            first = wrong[0]
+            example = (f"segment {maps.ids[own][first]} of image {maps.image_ids[row]}: {areas[first]:g} instead of "
+                       f"{counted[first]}")  # fmt: skip
+    return number, example

@@ -6,6 +6,7 @@ needs to know of two maps is how many pixels each pair of ids shares.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from visionkit.layers.segments import positions, runs
 Counts = np.ndarray
 """(classes, 4) float64: true positives, false positives, false negatives, sum of the IoU of the true positives."""
 
+STRIP = 2**20  # pixels that are compared at a time, which bounds the memory
+
 
 @dataclass(frozen=True)
 class Segments:
@@ -26,13 +29,11 @@ class Segments:
         ids: (N,) integers above 0, as they stand in the map.
         labels: (N,) integers in 0 ... classes - 1.
         crowd: (N,) bool, regions of many objects that nobody told apart; ``None``: none is. Of truth only.
-        areas: (N,) pixels, where they are not to be counted in the map.
     """
 
     ids: np.ndarray
     labels: np.ndarray
     crowd: np.ndarray | None = None
-    areas: np.ndarray | None = None
 
 
 def match(truth_map: np.ndarray, truth: Segments, found_map: np.ndarray, found: Segments, classes: int) -> Counts:
@@ -56,7 +57,7 @@ def match(truth_map: np.ndarray, truth: Segments, found_map: np.ndarray, found: 
     table = shared_pixels(truth_map, truth.ids, found_map, found.ids)
     void, shared = table[0, 1:], table[2:, 1:]
     size = table[:, 1:].sum(0)
-    areas = table[2:].sum(1) if truth.areas is None else truth.areas
+    areas = table[2:].sum(1)
 
     same = truth.labels[:, None] == found.labels
     crowd = np.zeros(len(truth.ids), bool) if truth.crowd is None else truth.crowd
@@ -87,19 +88,22 @@ def shared_pixels(truth_map: np.ndarray, truth: np.ndarray, found_map: np.ndarra
     if truth_map.shape != found_map.shape:
         sizes = " and ".join("x".join(map(str, m.shape)) for m in (truth_map, found_map))
         raise DataError(f"the maps of truth and prediction have {sizes} pixels")
-    pairs = (truth_map.ravel().astype(np.int64) << 32) | found_map.ravel()
-    starts, lengths = runs(pairs)
-    pairs, pair_of = np.unique(pairs[starts], return_inverse=True)
-    pixels = np.bincount(pair_of, lengths, minlength=len(pairs))
-
-    rows = positions(pairs >> 32, truth)
-    columns = positions(pairs & 0xFFFFFFFF, found)
-    if (columns < 0).any():
-        raise DataError(
-            f"segment {(pairs & 0xFFFFFFFF)[columns < 0][0]} of the predicted map is not among its segments"
-        )
-    rows = np.where(rows > 0, rows + 1, -rows)
-    cells = np.bincount(rows * (len(found) + 1) + columns, pixels, minlength=(len(truth) + 2) * (len(found) + 1))
+    cells = np.zeros((len(truth) + 2) * (len(found) + 1))
+    strip = max(1, STRIP // max(truth_map.shape[1], 1))
+    for top in range(0, len(truth_map), strip):
+        pairs = truth_map[top : top + strip].ravel().astype(np.int64) << 32
+        pairs |= found_map[top : top + strip].ravel()
+        starts, lengths = runs(pairs)
+        pairs, pair_of = np.unique(pairs[starts], return_inverse=True)
+        pixels = np.bincount(pair_of, lengths, minlength=len(pairs))
+        rows = positions(pairs >> 32, truth)
+        columns = positions(pairs & 0xFFFFFFFF, found)
+        if (columns < 0).any():
+            raise DataError(
+                f"segment {(pairs & 0xFFFFFFFF)[columns < 0][0]} of the predicted map is not among its segments"
+            )
+        rows = np.where(rows > 0, rows + 1, -rows)
+        cells += np.bincount(rows * (len(found) + 1) + columns, pixels, minlength=len(cells))
     return cells.reshape(len(truth) + 2, len(found) + 1)
 
 
@@ -108,7 +112,7 @@ def summary(
 ) -> dict[str, float]:
     """PQ, SQ and RQ as fractions; with ``_th`` of things and with ``_st`` of stuff.
 
-    Each is the mean over the classes that occur in the truth or, unexcused, in a prediction; -1 where none does.
+    Each is the mean over the classes that occur in the truth or, unexcused, in a prediction; NaN where none does.
 
     Args:
         counts: of the whole set.
@@ -121,12 +125,12 @@ def summary(
     with np.errstate(invalid="ignore", divide="ignore"):
         parts = {"PQ": iou / weight, "SQ": np.where(positive > 0, iou / positive, 0.0), "RQ": positive / weight}
     out = {
-        part + suffix: float(values[there & wanted].mean()) if (there & wanted).any() else -1.0
+        part + suffix: float(values[there & wanted].mean()) if (there & wanted).any() else math.nan
         for suffix, wanted in (("", np.ones_like(there)), ("_th", things), ("_st", ~things))
         for part, values in parts.items()
     }
     for name, value, occurs in zip(names or (), parts["PQ"], there):
-        out[f"PQ/{name}"] = float(value) if occurs else -1.0
+        out[f"PQ/{name}"] = float(value) if occurs else math.nan
     return out
 
 

@@ -43,3 +43,32 @@ def renumber(segments: np.ndarray, ids: np.ndarray) -> np.ndarray:
     flat = segments.ravel()
     starts, lengths = runs(flat)
     return np.repeat(positions(flat[starts], ids).astype(np.int32), lengths).reshape(segments.shape)
+
+
+def count_pixels(segments: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """(N,) int64 pixels of each of the ids (N,) in a map (H, W)."""
+    flat = segments.ravel()
+    starts, lengths = runs(flat)
+    row = positions(flat[starts], ids)
+    return np.bincount(row[row > 0], lengths[row > 0], minlength=len(ids) + 1)[1:].astype(np.int64)
+
+
+def extents(segments: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Areas (N,) and boxes (N, 4) int64 of the segments 1 ... N of a map (H, W).
+
+    A box is left, top, width and height in pixels; it is all zeros where a segment has no pixel.
+    """
+    height, width = segments.shape
+    padded = np.zeros((height, width + 1), segments.dtype)  # so that no run passes from one row into the next
+    padded[:, :width] = segments
+    starts, lengths = runs(padded.ravel())
+    label = padded.ravel()[starts]
+    starts, lengths, label = starts[label > 0], lengths[label > 0], label[label > 0] - 1
+    y, x = np.divmod(starts, width + 1)
+    low = np.full((count, 2), max(height, width), np.int64)
+    high = np.zeros((count, 2), np.int64)
+    for axis, first, last in ((0, x, x + lengths), (1, y, y + 1)):
+        np.minimum.at(low[:, axis], label, first)
+        np.maximum.at(high[:, axis], label, last)
+    areas = np.bincount(label, lengths, minlength=count).astype(np.int64)
+    return areas, np.concatenate((low, high - low), 1) * (areas > 0)[:, None]
