@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,10 +17,10 @@ import torch
 from pycocotools.coco import COCO
 from torch import Tensor
 
+from visionkit import rle
 from visionkit.data import Sample, Transform
 from visionkit.errors import DataError, UserError
 from visionkit.infer import PredictionWriter, Predictor, pick_device
-from visionkit.layers import rle
 from visionkit.model import Backbone, Head, MultiTaskModel
 from visionkit.types import (
     BoxPrediction,
@@ -212,7 +213,7 @@ def test_an_image_that_cannot_be_read_is_named_or_skipped(tmp_path: Path) -> Non
     assert "broken.jpg" in str(result.error)
 
 
-@pytest.mark.parametrize("wrong", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((3, 4, 5), np.uint8), 7])
+@pytest.mark.parametrize("wrong", [np.zeros((4, 4, 4)), np.zeros((4, 4), np.uint8), np.zeros((3, 4, 5), np.uint8), 7])
 def test_what_is_no_image_is_said(wrong: object) -> None:
     with pytest.raises(DataError, match=r"image 0: an array \(H, W, 3\) of uint8 RGB"):
         make("boxes").predict([wrong])
@@ -274,10 +275,10 @@ def test_nothing_found_is_an_empty_list(tmp_path: Path) -> None:
     with PredictionWriter(tmp_path, LABELS, pictures=False) as writer:
         writer.add(predictor.predict(scene(w=0))[0], image_id="x.jpg", name="x", image=scene())
     assert json.loads((tmp_path / "boxes.json").read_text()) == []
-    assert [p.name for p in tmp_path.iterdir()] == ["boxes.json"]
+    assert {p.name for p in tmp_path.iterdir()} == {"boxes.json", "predictions.jsonl"}
 
 
-def test_old_results_stay_whole_until_new_ones_are(tmp_path: Path) -> None:
+def test_old_results_stay_whole_until_the_writer_is_closed_and_an_error_loses_nothing(tmp_path: Path) -> None:
     (tmp_path / "boxes.json").write_text("old")
     predictor = make("boxes")
     writer = PredictionWriter(tmp_path, LABELS, pictures=False)
@@ -285,11 +286,112 @@ def test_old_results_stay_whole_until_new_ones_are(tmp_path: Path) -> None:
         writer.add(predictor.predict(scene())[0], image_id=1, name="a")
         assert (tmp_path / "boxes.json").read_text() == "old"
         raise RuntimeError("stopped half-way")
+    assert [record["image_id"] for record in json.loads((tmp_path / "boxes.json").read_text())] == [1]
+    (tmp_path / "boxes.json").write_text("old")
+    writer = PredictionWriter(tmp_path, LABELS, pictures=False)
+    writer.add(predictor.predict(scene())[0], image_id=1, name="a")
+    writer.close(keep=False)
     assert (tmp_path / "boxes.json").read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["boxes.json"]
+    assert {p.name for p in tmp_path.iterdir()} == {"boxes.json", "predictions.jsonl"}
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
     with pytest.raises(UserError, match="out"), PredictionWriter(tmp_path / "out", LABELS) as writer:
         writer.add(make("boxes").predict(scene())[0], image_id=1, name="a")
+
+
+def test_a_resumed_writer_continues_and_gives_the_same_files(tmp_path: Path) -> None:
+    (result,) = make().stream(scene())
+    for out, names in (("whole", "abc"), ("parts", "ab"), ("parts", "c")):
+        with PredictionWriter(tmp_path / out, LABELS, resume=names == "c") as writer:
+            for name in "abc":
+                if writer.completed(name):
+                    writer.keep(name)
+                elif name in names:
+                    writer.add(result.predictions, image_id=name, name=name, image=result.image)
+    assert contents(tmp_path / "whole") == contents(tmp_path / "parts")
+    assert writer.counts["boxes.json"] == 3
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_files_that_were_not_renamed_yet_are_when_the_writer_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is killed just after the line of the journal."""
+    (result,) = make("regions").stream(scene())
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    writer = PredictionWriter(tmp_path, LABELS)
+    monkeypatch.setattr("visionkit.infer.writers.os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        writer.add(result.predictions, image_id=1, name="a", image=result.image)
+    monkeypatch.undo()
+    assert not list(tmp_path.rglob("a.*"))
+    writer.close(keep=False)
+    with PredictionWriter(tmp_path, LABELS, resume=True) as writer:
+        assert writer.completed("a")
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"a.png", "a.jpg", "predictions.jsonl"}
+    (tmp_path / "regions" / "a.png").unlink()
+    with PredictionWriter(tmp_path, LABELS, resume=True) as writer:
+        assert not writer.completed("a")  # a file that is gone is predicted again
+
+
+def test_what_cannot_be_drawn_costs_the_drawing_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Undrawable(Mood):
+        def draw(self, image: np.ndarray, labels: LabelSet) -> np.ndarray:
+            raise MemoryError("no room for it")
+
+    (result,) = make("boxes").stream(scene())
+    with PredictionWriter(tmp_path, LABELS) as writer:
+        predictions = result.predictions | {"mood": Undrawable(3)}
+        writer.add(predictions, image_id=1, name="a", image=result.image)
+    assert caplog.messages == ["a: no visualization: MemoryError: no room for it"]
+    assert writer.counts == {"boxes.json": 1, "mood/": 2}
+    assert writer.problems == 1
+
+
+def test_names_are_safe_different_and_of_bounded_length(tmp_path: Path) -> None:
+    (result,) = make("regions").stream(scene())
+    names = ["../up", "a" * 300, "a" * 301, "d/" * 600 + "x", "new\nline", "nul\0", "", "..", "same", "same", "50%"]
+    with PredictionWriter(tmp_path / "out", LABELS, pictures=False) as writer:
+        for name in names:
+            writer.add(result.predictions, image_id=name, name=name)
+    assert len(list((tmp_path / "out").rglob("*.png"))) == len(names)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "regions" / "50%.png").exists()
+
+
+def test_inputs_are_not_overwritten(tmp_path: Path) -> None:
+    image = write(tmp_path / "pictures" / "a.jpg", scene())
+    before = image.read_bytes()
+    (result,) = make("boxes").stream(image)
+    with PredictionWriter(tmp_path, LABELS, protected=[image]) as writer:
+        writer.add(result.predictions, image_id=1, name="a", image=result.image)
+    assert image.read_bytes() == before
+    assert len(list((tmp_path / "pictures").iterdir())) == 2
+    with pytest.raises(UserError, match=r"boxes\.json is part of the input"):
+        PredictionWriter(tmp_path, LABELS, protected=[tmp_path / "boxes.json"])
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_journal_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (result,) = make("boxes").stream(scene())
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = PredictionWriter(tmp_path, LABELS, pictures=False)
+    writer.add(result.predictions, image_id=1, name="a")
+    with monkeypatch.context() as patch:
+        patch.setattr("visionkit.results.files.os.replace", full)
+        with pytest.raises(UserError, match=r"boxes\.json: cannot be written: No space left on device"):
+            writer.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.jsonl"]
+    with PredictionWriter(tmp_path, LABELS, pictures=False, resume=True) as writer:
+        writer.keep("a")
+    assert len(json.loads((tmp_path / "boxes.json").read_text())) == 1

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from visionkit.cli.options import JsonFile, Overrides, PluginFiles, plugin_manager, write_text
+from visionkit.results.files import check_output_folder, json_text
 
 
 def command(
@@ -20,10 +22,18 @@ def command(
     overrides: Overrides = None,
     plugin: PluginFiles = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a call that was stopped; its images are not predicted again.")
+    ] = False,
 ) -> None:
     """Evaluate a run with the official metric of every head."""
+    folder = out or run
+    if out or run.is_dir():  # where there is no run, that is the error
+        check_output_folder(folder)
+    if json_file:
+        check_output_folder(Path(json_file).parent)
+
     import dataclasses
-    import json
 
     import torch
 
@@ -33,7 +43,7 @@ def command(
     from visionkit.errors import RunError
     from visionkit.evaluate.runner import evaluate_model
     from visionkit.infer import pick_device
-    from visionkit.model.run import load_model, write_atomically
+    from visionkit.model.run import load_model
 
     plugins = plugin_manager(plugin)
     loaded = load_model(run, plugins, () if pipeline else tuple(overrides or ()))
@@ -46,15 +56,20 @@ def command(
     if not sources:
         raise RunError(f"{pipeline or run}: nothing to evaluate on: no source has a `val` split "
                        f"(give one with --set sources.NAME={{name: coco, val: ...}} or --pipeline FILE)")  # fmt: skip
+    for name, source in sources.items():
+        for problem in source.problems():
+            print(f"{name}: {problem}", file=sys.stderr)
     where = pick_device(device)
     model = loaded.model.to(where)
     if description.train.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    metrics = evaluate_model(
-        model, description, plugins, loaded.labels, sources, device=where, out=out or run, report=None
+
+    def publish(metrics: dict[str, float]) -> None:
+        print_metrics(metrics)
+        sys.stdout.flush()
+        if json_file:
+            write_text(json_file, json_text(metrics, indent=1))
+
+    evaluate_model(
+        model, description, plugins, loaded.labels, sources, device=where, out=folder, on_metrics=publish, resume=resume
     )
-    text = json.dumps(metrics, indent=1)
-    write_atomically((out or run) / "metrics.json", text)
-    if json_file:
-        write_text(json_file, text)
-    print_metrics(metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,9 +14,11 @@ import typer
 
 from visionkit.cli.options import PluginFiles, plugin_manager
 from visionkit.errors import DataError, UserError
+from visionkit.results.files import check_output_folder, output_names, printable
+from visionkit.results.journal import JOURNAL, digest, output_files
 
 if TYPE_CHECKING:
-    from visionkit.infer import Predictor
+    from visionkit.infer import PredictionWriter, Predictor
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
@@ -50,37 +53,71 @@ def command(
     on_error: Annotated[
         Literal["fail", "skip"], typer.Option(help="Stop at an image that cannot be read, or leave it out.")
     ] = "fail",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a call that was stopped; its images are not predicted again.")
+    ] = False,
     plugin: PluginFiles = None,
 ) -> None:
     """Predict images with the heads of a run: COCO results, label maps and pictures."""
-    files = find_images(images, leave_out=out)
+    check_output_folder(out)
+    files = find_images(images, out)
     places = places_below(files)
-    names = name_files(places)
-    ids = read_ids(annotations, files) if annotations else [place.as_posix() for place in places]
+    names = output_names(places)
+    ids = read_ids(annotations, files) if annotations else [printable(place.as_posix()) for place in places]
 
     from visionkit.infer import PredictionWriter, load
+    from visionkit.model.run import weights_digest
 
     predictor = load(run, device=device, precision=precision, plugins=plugin_manager(plugin), source=source)
     wanted = [name.strip() for name in heads.split(",") if name.strip()] if heads else None
     if scales or flip or tiles:
         look_closer(predictor, wanted, scales, flip, tiles)
-    results = predictor.stream(files, heads=wanted, batch_size=batch_size, on_error=on_error)
-    skipped = 0
+    predictor.check_heads(wanted)
+    belongs_to = {
+        "run": digest((run / "pipeline.yaml").read_bytes(), (run / "labels.json").read_bytes()),
+        "weights": weights_digest(predictor.model),
+        "images": f"{len(files)} images {digest(*names, *map(str, ids))}",
+        **{"heads": heads, "device": predictor.device.type, "precision": precision, "batch_size": batch_size},
+        **{"source": source, "scales": scales, "flip": flip, "tiles": tiles, "pictures": pictures, "score": score},
+    }
+    inputs = [*files, *([annotations] if annotations else [])]
     with (
-        PredictionWriter(out, predictor.labels, pictures=pictures, min_score=score) as writer,
+        PredictionWriter(out, predictor.labels, pictures=pictures, min_score=score, resume=resume,
+                         belongs_to=belongs_to, protected=inputs) as writer,
         _progress(files) as step,
-    ):
-        for result, name, image_id in zip(results, names, ids):
-            if result.error is not None:
-                skipped += 1
+    ):  # fmt: skip
+        done = [writer.completed(name, str(file)) for name, file in zip(names, files)]
+        # Whole batches again: in the last bits, predictions may depend on the other images of a batch.
+        again = [not all(done[i - i % batch_size :][:batch_size]) for i in range(len(files))]
+        pending = [file for file, selected in zip(files, again) if selected]
+        results = predictor.stream(pending, heads=wanted, batch_size=batch_size, on_error=on_error)
+        for i, (file, name, image_id) in enumerate(zip(files, names, ids)):
+            result = next(results) if again[i] else None
+            if done[i] or result is None:
+                writer.keep(name)
+            elif result.error is not None:
                 print(f"skipped: {result.error}", file=sys.stderr)
-            writer.add(result.predictions, image_id=image_id, name=name, image=result.image)
+                writer.skip(image_id=image_id, name=name, reason=str(result.error), path=str(file))
+            else:
+                writer.add(result.predictions, image_id=image_id, name=name, image=result.image, path=str(file))
             step()
-    if skipped == len(files):
-        raise DataError(f"none of the {len(files)} images could be read")
-    left_out = f" ({skipped} skipped)" if skipped else ""
+    _summarize(writer, len(files))
+
+
+def _summarize(writer: PredictionWriter, total: int) -> None:
+    """One line on what was written.
+
+    Raises:
+        DataError: all images were skipped.
+    """
+    skipped = len(writer.skipped)
+    if skipped == total:
+        raise DataError(f"none of the {total} images could be read: {writer.skipped[0]['reason']}")
+    notes = [f"{skipped} skipped, see skipped.json"] if skipped else []
+    notes += [f"{writer.problems} not drawn"] if writer.problems else []
     written = ", ".join(f"{what} ({count})" for what, count in writer.counts.items())
-    typer.echo(f"{len(files) - skipped} images{left_out} -> {out}: {written or 'nothing to write'}")
+    left_out = f" ({', '.join(notes)})" if notes else ""
+    typer.echo(f"{total - skipped} images{left_out} -> {printable(str(writer.out))}: {written or 'nothing to write'}")
 
 
 def look_closer(
@@ -110,47 +147,62 @@ def look_closer(
             predictor.refine[name] = replace(predictor.refine.get(name, RefineConfig()), **changes)
 
 
-def find_images(given: Sequence[str], leave_out: Path | None = None) -> list[Path]:
+def find_images(given: Sequence[str], out: Path | None = None) -> list[Path]:
     """The image files that are meant, each once, in the order given and sorted within a folder or pattern.
 
-    What lies in the folder ``leave_out`` is not taken from a folder: it was written by an earlier call.
+    What earlier calls wrote is not taken from a folder or pattern: the files that a journal lists which is in ``out``
+    or in one of these folders. A file that is given by its name is always taken.
 
     Raises:
         UserError: a name that is no file, folder or pattern with a match, or a folder without images.
     """
     import glob
 
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}
     for name in given:
         path = Path(name)
-        if path.is_dir():
-            mine = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            mine = [p for p in mine if leave_out is None or leave_out.absolute() not in p.absolute().parents]
-            if not mine:
-                raise UserError(f"{name}: no images in this folder ({', '.join(sorted(SUFFIXES))})")
-        elif path.exists():
-            mine = [path]
+        if _is_dir(path):
+            candidates = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            written = written_files([out, *(journal.parent for journal in path.rglob(JOURNAL))])
+        elif os.path.lexists(path):
+            candidates, written = [path], set()
         else:
-            mine = [Path(p) for p in sorted(glob.glob(name, recursive=True)) if Path(p).is_file()]
-            if not mine:
+            candidates = [Path(p) for p in sorted(glob.glob(name, recursive=True)) if Path(p).is_file()]
+            written = written_files([out])
+            if not candidates:
                 raise UserError(f"{name}: no such image, folder or pattern")
-        found |= dict.fromkeys(mine)
-    return list(found)
+        images = [p for p in candidates if os.path.abspath(p) not in written]
+        if not images:
+            earlier = f"; {len(candidates)} that earlier calls wrote are left out" if candidates else ""
+            kinds = f"no images in this folder ({', '.join(sorted(SUFFIXES))})" if path.is_dir() else "no image"
+            raise UserError(f"{name}: {kinds}{earlier}")
+        for image in images:
+            found.setdefault(os.path.abspath(image), image)
+    return list(found.values())
+
+
+def written_files(folders: Sequence[Path | None]) -> set[str]:
+    """The absolute paths of the files that journals in these folders list."""
+    return {
+        os.path.abspath(folder / file)
+        for folder in dict.fromkeys(folders)
+        if folder is not None
+        for file in output_files(folder)
+    }
+
+
+def _is_dir(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # the name is too long, or a folder above may not be searched
+        return False
 
 
 def places_below(files: Sequence[Path]) -> list[Path]:
     """Where each file lies below the folder that holds them all."""
-    import os
-
     absolute = [Path(os.path.abspath(file)) for file in files]
     root = os.path.commonpath([file.parent for file in absolute])
     return [file.relative_to(root) for file in absolute]
-
-
-def name_files(places: Sequence[Path]) -> list[str]:
-    """What is made of each file is called as the file is, without its suffix unless two would be called the same."""
-    bare = [place.with_suffix("").as_posix() for place in places]
-    return bare if len(set(bare)) == len(bare) else [place.as_posix() for place in places]
 
 
 def read_ids(annotations: Path, files: Sequence[Path]) -> list[int | str]:

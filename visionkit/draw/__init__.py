@@ -2,6 +2,7 @@
 
 from visionkit.draw.compose import comparison, draw_prediction, overlay
 from visionkit.draw.instances import draw_instances
+from visionkit.draw.output import encode_image, visualization
 from visionkit.draw.palette import class_colors, palette
 from visionkit.draw.panoptic import draw_panoptic
 from visionkit.draw.semantic import draw_semantic
@@ -14,8 +15,10 @@ __all__ = [
     "draw_panoptic",
     "draw_prediction",
     "draw_semantic",
+    "encode_image",
     "legend",
     "overlay",
     "palette",
     "sheet",
+    "visualization",
 ]

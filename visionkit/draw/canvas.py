@@ -10,6 +10,9 @@ import numpy as np
 
 from visionkit.draw.palette import Color
 
+MAX_SIDE = 2048
+"""Of the image in a visualization, in pixels; larger images are drawn smaller."""
+
 _BITS = 4  # of sub-pixel precision that OpenCV draws with
 
 
@@ -23,6 +26,16 @@ def enlarge(image: np.ndarray, scale: int) -> np.ndarray:
     if scale == 1:
         return image.copy()
     return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+
+
+def bounded(image: np.ndarray, limit: int = MAX_SIDE) -> np.ndarray:
+    """The image, or a smaller copy whose longer side is ``limit`` pixels: nobody looks at more, and the memory that
+    drawing needs is bounded."""
+    factor = limit / max(image.shape[:2])
+    if factor >= 1:
+        return image
+    height, width = (max(1, round(side * factor)) for side in image.shape[:2])
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def unit(canvas: np.ndarray) -> float:

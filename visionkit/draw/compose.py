@@ -14,6 +14,7 @@ from visionkit.draw.palette import class_colors, palette
 from visionkit.draw.panoptic import Map, fill_segments, name_segments, to_map
 from visionkit.draw.semantic import enlarge_labels, fill_regions, name_regions
 from visionkit.draw.sheet import legend, sheet
+from visionkit.draw.shrink import shrink
 from visionkit.draw.text import Words
 from visionkit.types import (
     BoxPrediction,
@@ -41,6 +42,9 @@ def draw_prediction(
 ) -> np.ndarray:
     """One picture of several heads: label maps below, then masks, boxes and keypoints, each object once.
 
+    An image whose longer side is above 2048 pixels is drawn smaller, and predictions of the core with it. A prediction
+    that draws itself does so at full size, and the result is scaled down.
+
     A panoptic segmentation stands for label maps, boxes and masks, which are not drawn beside it; keypoints are.
     A class has the same colour in every head. A kind of prediction that is not the core's own paints itself first, by
     its ``draw``, and so is a target of another kind.
@@ -55,25 +59,27 @@ def draw_prediction(
             read.
 
     Returns:
-        (scale H, scale W, 3) uint8 RGB.
+        (scale H, scale W, 3) uint8 RGB; of a large image, H and W are the smaller size.
     """
     colors = class_colors(labels[head] for head in predictions)
     scale = paint.upscaling(image) if scale is None else scale
+    small = paint.bounded(image)
+    sizes = image.shape[:2], small.shape[:2]
     regions, groups, canvas = [], [], image
     panoptic: Map | None = None
     for head, item in predictions.items():
         if isinstance(item, SemanticPrediction | SemanticTarget) and _draws_as(item, SemanticPrediction):
-            regions.append((enlarge_labels(item.labels.cpu().numpy(), scale), labels[head]))
+            label_map = shrink(item, *sizes).labels.cpu().numpy()
+            regions.append((enlarge_labels(label_map, scale), labels[head]))
         elif isinstance(item, BoxPrediction | InstanceTarget) and _draws_as(item, BoxPrediction):
-            groups.append(
-                to_drawn(item, labels[head], colors, min_score=min_score, min_keypoint_score=min_keypoint_score)
-            )
+            thresholds = {"min_score": min_score, "min_keypoint_score": min_keypoint_score}
+            groups.append(to_drawn(shrink(item, *sizes), labels[head], colors, **thresholds))
         elif isinstance(item, PanopticPrediction | PanopticTarget) and _draws_as(item, PanopticPrediction):
-            panoptic = panoptic or to_map(item, labels[head], colors, scale)
+            panoptic = panoptic or to_map(shrink(item, *sizes), labels[head], colors, scale)
         elif isinstance(item, Prediction | Target):
             canvas = _draw_itself(canvas, item, labels[head])
 
-    canvas = paint.enlarge(canvas, scale)
+    canvas = paint.enlarge(small if canvas is image else paint.bounded(canvas), scale)
     objects = join(groups)
     if panoptic is not None:
         canvas = fill_segments(canvas, panoptic)
@@ -112,7 +118,7 @@ def overlay(
     together = {head: item for head, item in predictions.items() if head not in apart}
     parts = [(", ".join(together), together)] if together else []
     parts += [(head, {head: predictions[head]}) for head in apart]
-    tiles = [paint.enlarge(image, paint.upscaling(image))]
+    tiles = [paint.enlarge(paint.bounded(image), paint.upscaling(image))]
     tiles += [draw_prediction(image, part, labels, min_score=min_score) for _, part in parts]
     return sheet(tiles, min(len(tiles), 4), ["input", *(title for title, _ in parts)])
 
@@ -164,7 +170,7 @@ def comparison(
     Returns:
         (H', W', 3) uint8 RGB.
     """
-    plain = paint.enlarge(image, paint.upscaling(image))
+    plain = paint.enlarge(paint.bounded(image), paint.upscaling(image))
     # These may cover every pixel, so that one picture of all heads would show them alone.
     covering = [h for h, item in predictions.items() if isinstance(item, PanopticPrediction) or not _by_core(item)]
     apart = covering if len(predictions) > 1 else []

@@ -12,9 +12,10 @@ import torch
 from visionkit.config import Pipeline
 from visionkit.data.base import Sample
 from visionkit.data.loader import Feed, eval_loader, readable
-from visionkit.draw import sheet
+from visionkit.draw import encode_image, sheet
+from visionkit.draw.canvas import bounded
 from visionkit.model.graph import MultiTaskModel
-from visionkit.model.run import write_atomically
+from visionkit.results.files import write_atomically
 from visionkit.types import LabelSet, PictureTarget
 
 IMAGES = 4
@@ -105,9 +106,7 @@ def _join(feed: Feed, head: str, samples: Iterable[Sample], folder: Path, step: 
     if not tiles:
         return
     titles = ["input", *(f"step {one}" for one in steps), *([last] if last else [])]
-    ok, data = cv2.imencode(".jpg", sheet(tiles, len(titles), titles)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
-    if ok:
-        write_atomically(folder / f"over_time_{head}.jpg", data.tobytes())
+    write_atomically(folder / f"over_time_{head}.jpg", encode_image(sheet(tiles, len(titles), titles), ".jpg"))
 
 
 def _file(folder: Path, head: str, step: int, index: int) -> Path:
@@ -115,9 +114,7 @@ def _file(folder: Path, head: str, step: int, index: int) -> Path:
 
 
 def _write(path: Path, picture: np.ndarray) -> None:
-    ok, data = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
-    if ok:
-        write_atomically(path, data.tobytes())
+    write_atomically(path, encode_image(bounded(picture), ".png"))
 
 
 def _small(picture: np.ndarray) -> np.ndarray:

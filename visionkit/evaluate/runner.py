@@ -6,26 +6,34 @@ import dataclasses
 import inspect
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
+import numpy as np
 import torch
+import yaml
 
 from visionkit.config import ComponentConfig, Pipeline, build_component
-from visionkit.data.base import Source
-from visionkit.data.loader import Feed, eval_loader, readable
+from visionkit.data.base import Sample, Source
+from visionkit.data.loader import Feed, Skipped, eval_loader, readable
 from visionkit.data.wiring import build_feeds
-from visionkit.draw import comparison
+from visionkit.draw import comparison, encode_image, visualization
 from visionkit.evaluate.base import Evaluator
 from visionkit.model.graph import MultiTaskModel
 from visionkit.model.refine import predict_refined
-from visionkit.model.run import write_atomically
-from visionkit.types import ImageInfo, LabelSet, PanopticPrediction, Prediction, Target
+from visionkit.model.run import weights_digest
+from visionkit.results.codec import CodecError, decode, encode
+from visionkit.results.files import json_text, safe_name, write_atomically, write_optional
+from visionkit.results.journal import JOURNAL, Journal, file_stamp
+from visionkit.types import ImageInfo, LabelSet, MixedBatch, PanopticPrediction, Prediction, Target
+from visionkit.types._tree import map_tensors
 
 if TYPE_CHECKING:
     from visionkit.plugins import PluginManager
+
+log = logging.getLogger("visionkit.evaluate")
 
 
 def evaluate_model(
@@ -40,8 +48,14 @@ def evaluate_model(
     rank: int = 0,
     world_size: int = 1,
     report: Callable[[str, int, int], None] | None = None,
+    on_metrics: Callable[[dict[str, float]], None] | None = None,
+    resume: bool = False,
 ) -> dict[str, float]:
     """Metrics by ``source/head/metric``.
+
+    With ``out``, every image is written to a journal (:mod:`visionkit.results.journal`) as soon as it is predicted.
+    The metrics of a source are written to ``metrics.json`` as soon as they are known, then the results files, and
+    visualizations last: whatever happens to them costs nothing else.
 
     Args:
         model: on ``device``; left in the mode it was in.
@@ -51,24 +65,41 @@ def evaluate_model(
         out: a run folder to write predictions and pictures to.
         rank, world_size: this process and the number of processes that share the images.
         report: called with source name, images done and images in all.
+        on_metrics: called with all metrics, before visualizations are drawn.
+        resume: continue the journals in ``out``, and predict only the batches with images that they do not hold.
 
     Raises:
-        UserError: a broken image, a metric that does not read what its head predicts.
+        UserError: a broken image, a metric that does not read what its head predicts, a journal that belongs to
+            something else, or a file that cannot be written.
     """
     was_training = model.training
     model.eval()
     metrics: dict[str, float] = {}
+    evaluations: list[_SourceEvaluation] = []
     try:
         for feed in build_feeds(pipeline, plugins, sources, labels, training=False):
             folder = None if out is None else out / "predictions" / feed.name
             one = _SourceEvaluation(model, pipeline, plugins, labels, feed, folder)
-            one.run(torch.device(device), rank, world_size, report)
+            if folder is not None:
+                one.open_journal(torch.device(device), rank, world_size, resume=resume)
+            try:
+                one.run(torch.device(device), rank, world_size, report)
+            finally:
+                one.close_journal()
             metrics.update(one.results(world_size))
-            if out is not None and world_size > 1:
+            if world_size > 1:
                 one.gather_predictions(world_size)
             if out is not None and folder is not None and rank == 0:
+                write_atomically(out / "metrics.json", json_text(metrics, indent=1))
                 one.write_predictions(folder)
-                one.write_pictures(out / "pictures" / feed.name)
+            if rank == 0:
+                one.report_skipped(folder)
+            evaluations.append(one.for_pictures())
+        if on_metrics is not None:
+            on_metrics(metrics)
+        if out is not None and rank == 0:
+            for one in evaluations:
+                one.write_pictures(out / "pictures" / one.feed.name)
     finally:
         model.train(was_training)
     return metrics
@@ -109,6 +140,29 @@ class _SourceEvaluation:
         self.source_labels = {head: source_labels(pipeline, feed, head, labels[head]) for head in self.heads}
         self.records: dict[str, list[list[dict[str, Any]]]] = {head: [] for head in self.heads}  # a list an image
         self.shown: list[tuple[int | str, dict[str, Prediction]]] = []  # by what no other sample has
+        self.skipped = Skipped()
+        self.journal: Journal | None = None
+
+    def open_journal(self, device: torch.device, rank: int, world_size: int, *, resume: bool) -> None:
+        """One journal for each process, which belongs to everything that its predictions depend on."""
+        assert self.folder is not None
+        everything = yaml.safe_load(self.pipeline.to_yaml())
+        source = {k: v for k, v in everything["sources"][self.feed.name].items() if k not in ("train", "weight")}
+        belongs_to = {
+            "weights": weights_digest(self.model),
+            **{key: everything.get(key) for key in ("backbone", "neck", "heads")},
+            **{"source": source, "images": len(self.feed.source)},
+            **{key: everything["evaluate"].get(key) for key in ("batch_size", "max_images", "transforms", "refine")},
+            **{key: everything["train"].get(key) for key in ("size_divisor", "channels_last")},
+            **{"device": device.type, "precision": _precision(device), "process": f"{rank} of {world_size}"},
+        }
+        name = JOURNAL if world_size == 1 else f"predictions.{rank}.jsonl"
+        self.journal = Journal(self.folder / name, belongs_to, resume=resume)
+
+    def close_journal(self) -> None:
+        """Everything is in it; an evaluation that ends here can resume."""
+        if self.journal is not None:
+            self.journal.close()
 
     @torch.inference_mode()
     def run(
@@ -127,20 +181,14 @@ class _SourceEvaluation:
             max_images=config.max_images,
             on_error=self.pipeline.train.on_error,
             size_divisor=self.pipeline.train.size_divisor,
+            skipped=self.skipped,
         )
         total = min(len(self.feed.source), config.max_images or len(self.feed.source))
         done = 0
         for batch in batches:
-            targets = batch.targets
-            on_device = dataclasses.replace(batch, targets={}).to(device)
-            ready = on_device.normalised(
-                self.model.mean, self.model.std, channels_last=self.pipeline.train.channels_last
-            )
-            predictions = predict_refined(
-                self.model, ready, self.heads, config.refine, size_divisor=self.pipeline.train.size_divisor
-            )
+            predictions = self._predictions(batch, device)
             for head in self.heads:
-                theirs: Sequence[Target | None] = targets.get(head, [None] * len(batch))
+                theirs: Sequence[Target | None] = batch.targets.get(head, [None] * len(batch))
                 for evaluator in self.evaluators[head]:
                     evaluator.add(predictions[head], theirs, batch.info)
             if self.folder is not None:
@@ -148,6 +196,46 @@ class _SourceEvaluation:
             done += len(batch) * world_size
             if report:
                 report(self.feed.name, min(done, total), total)
+
+    def _predictions(self, batch: MixedBatch, device: torch.device) -> dict[str, list[Prediction]]:
+        """By head, from the journal if it holds the whole batch: in the last bits, a prediction may depend on the
+        other images of its batch. What the model predicts goes into the journal."""
+        stored = [self._stored(info) for info in batch.info]
+        fresh = None if all(one is not None for one in stored) else self._predict(batch, device)
+        out: dict[str, list[Prediction]] = {head: [] for head in self.heads}
+        for row, (info, known) in enumerate(zip(batch.info, stored)):
+            if known is None:
+                assert fresh is not None
+                known = {head: fresh[head][row] for head in self.heads}
+                if self.journal is not None:
+                    entry = {"file": file_stamp(info.path), "predictions": _encoded(known)}
+                    self.journal.append(info.key, entry)
+            for head in self.heads:
+                out[head].append(known[head])
+        return out
+
+    def _predict(self, batch: MixedBatch, device: torch.device) -> dict[str, list[Prediction]]:
+        """What the model predicts, on the CPU, where the journal has it too."""
+        train = self.pipeline.train
+        ready = dataclasses.replace(batch, targets={}).to(device).normalised(
+            self.model.mean, self.model.std, channels_last=train.channels_last
+        )  # fmt: skip
+        refine = self.pipeline.evaluate.refine
+        found = predict_refined(self.model, ready, self.heads, refine, size_divisor=train.size_divisor)
+        return {head: [map_tensors(one, lambda tensor: tensor.cpu()) for one in found[head]] for head in self.heads}
+
+    def _stored(self, info: ImageInfo) -> dict[str, Prediction] | None:
+        """The predictions of an image that the journal holds, unless its file has changed since."""
+        if self.journal is None or info.key not in self.journal:
+            return None
+        entry = self.journal[info.key]
+        predictions = entry.get("predictions")
+        if predictions is None or entry.get("file") != file_stamp(info.path) or predictions.keys() != set(self.heads):
+            return None
+        try:
+            return {head: decode(data) for head, data in predictions.items()}
+        except CodecError:
+            return None
 
     def _keep(self, predictions: Mapping[str, Sequence[Prediction]], info: Sequence[ImageInfo], folder: Path) -> None:
         for row, image in enumerate(info):
@@ -186,9 +274,12 @@ class _SourceEvaluation:
     def gather_predictions(self, world_size: int) -> None:
         """Records and predictions of all processes, in the order of the images."""
         everyone: list[Any] = [None] * world_size
-        torch.distributed.all_gather_object(everyone, (self.records, self.shown))
-        self.records = {head: _in_turn([records[head] for records, _ in everyone]) for head in self.heads}
-        self.shown = _in_turn([shown for _, shown in everyone])[: self.pipeline.evaluate.pictures]
+        torch.distributed.all_gather_object(everyone, (self.records, self.shown, self.skipped.reasons))
+        self.records = {head: _in_turn([records[head] for records, _, _ in everyone]) for head in self.heads}
+        self.shown = _in_turn([shown for _, shown, _ in everyone])[: self.pipeline.evaluate.pictures]
+        name = self.feed.name
+        skipped = {index: reason for _, _, reasons in everyone for index, reason in reasons.get(name, {}).items()}
+        self.skipped.reasons = {name: skipped} if skipped else {}
 
     def write_predictions(self, folder: Path) -> None:
         """One COCO results file a head, for the heads whose predictions have such records."""
@@ -196,25 +287,60 @@ class _SourceEvaluation:
             if any(records) or any(p[head].to_coco(0, self.labels[head]) for _, p in self.shown):
                 write_atomically(folder / f"{head}.json", json.dumps(list(itertools.chain(*records))))
 
+    def report_skipped(self, folder: Path | None) -> None:
+        """How many images were left out, and why; ``skipped.json`` has the reason of each."""
+        reasons = self.skipped.reasons.get(self.feed.name, {})
+        if folder is not None and (reasons or (folder / "skipped.json").exists()):
+            write_atomically(folder / "skipped.json", json.dumps([reasons[i] for i in sorted(reasons)], indent=1))
+        for line in self.skipped.summary():
+            log.warning("%s", line)
+
+    def for_pictures(self) -> _SourceEvaluation:
+        """Itself, without what only metrics and results files need."""
+        self.evaluators, self.records = {}, {}
+        return self
+
     def write_pictures(self, folder: Path) -> None:
         """Input, truth and prediction side by side, for the first images."""
-        tasks = {task for task, _ in self.feed.heads.values()}
-        made = dict(self.shown)
-        seen = readable(self.feed.source, tasks, self.pipeline.train.on_error, len(self.feed.source))
-        for index, sample in enumerate(itertools.islice(seen, len(self.shown))):
-            predictions = made.get(sample.info.key)
-            if predictions is None:  # it can be read, but was skipped for another reason
+        predictions = dict(self.shown)
+        for index, sample in enumerate(self._samples_shown()):
+            if sample.info.key not in predictions:  # it can be read, but was skipped for another reason
                 continue
-            targets: dict[str, Target | None] = {}
-            for head in self.heads:
-                task, table = self.feed.heads[head]
-                target = sample.targets.get(task)
-                targets[head] = target if target is None or table is None else target.relabel(table)
-            picture = comparison(sample.image.permute(1, 2, 0).numpy(), targets, predictions, self.labels)
-            name = Path(str(sample.info.path or sample.info.id)).stem
-            ok, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])
-            if ok:
-                write_atomically(folder / f"{index:03d}_{name}.jpg", data.tobytes())
+            name = str(sample.info.path or sample.info.id)
+            data = visualization(lambda: self._comparison(sample, predictions[sample.info.key]), name)  # noqa: B023
+            if data is not None:
+                write_optional(folder / f"{index:03d}_{safe_name(Path(name).stem)}.jpg", data)
+
+    def _samples_shown(self) -> Iterator[Sample]:
+        """The first images once more, with their targets. That one cannot be read costs visualizations alone."""
+        tasks = {task for task, _ in self.feed.heads.values()}
+        samples = readable(self.feed.source, tasks, self.pipeline.train.on_error, len(self.feed.source))
+        try:
+            yield from itertools.islice(samples, len(self.shown))
+        except Exception as error:
+            log.warning("%s: no more visualizations: %s", self.feed.name, (str(error) or repr(error)).splitlines()[0])
+
+    def _comparison(self, sample: Sample, predictions: Mapping[str, Prediction]) -> np.ndarray:
+        targets: dict[str, Target | None] = {}
+        for head in self.heads:
+            task, table = self.feed.heads[head]
+            target = sample.targets.get(task)
+            targets[head] = target if target is None or table is None else target.relabel(table)
+        return comparison(sample.image.permute(1, 2, 0).numpy(), targets, predictions, self.labels)
+
+
+def _encoded(predictions: Mapping[str, Prediction]) -> dict[str, Any] | None:
+    """The predictions of an image for the journal; ``None`` if a plugin's type does not allow it."""
+    try:
+        return {head: encode(prediction) for head, prediction in predictions.items()}
+    except CodecError as error:
+        log.warning("the journal cannot hold %s; with --resume, its image is predicted again", error)
+        return None
+
+
+def _precision(device: torch.device) -> str:
+    enabled = torch.is_autocast_enabled(device.type)
+    return str(torch.get_autocast_dtype(device.type)) if enabled else "float32"
 
 
 def _write_panoptic(
@@ -223,9 +349,8 @@ def _write_panoptic(
     """The record of an image, and its PNG, without which it says nothing, and which is too large to be kept."""
     known = torch.tensor([number != -1 for number in labels.ids])
     prediction = prediction.only(known[prediction.labels.cpu()])
-    name = f"{str(image.id).replace('/', '_')}.png"
-    _, data = cv2.imencode(".png", cv2.cvtColor(prediction.files()[""], cv2.COLOR_RGB2BGR))
-    write_atomically(folder / name, data.tobytes())
+    name = f"{safe_name(str(image.id))}.png"
+    write_atomically(folder / name, encode_image(prediction.files()[""], ".png"))
     return [record | {"file_name": name} for record in prediction.to_coco(image.id, labels)]
 
 

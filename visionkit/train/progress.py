@@ -15,9 +15,8 @@ from rich.live import Live
 from rich.table import Table
 from torch import Tensor
 
-from visionkit.errors import UserError
 from visionkit.model.graph import Losses
-from visionkit.model.run import write_atomically
+from visionkit.results.files import json_text, write_atomically, write_errors
 
 
 class Averages:
@@ -63,18 +62,18 @@ class MetricsFile:
         elif path.exists():
             lines = [line for line in path.read_text().splitlines() if _step(line) <= resumed_at]
             write_atomically(path, "".join(line + "\n" for line in lines))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "a", buffering=1)  # noqa: SIM115 - open for as long as the run
+        with write_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, "a", buffering=1)  # noqa: SIM115 - open for as long as the run
 
     def write(self, **values: Any) -> None:
         """Append a line."""
-        try:
-            self._file.write(json.dumps(values) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write {self._file.name}: {error.strerror}") from None
+        with write_errors(self._file.name):
+            self._file.write(json_text(values) + "\n")
 
     def close(self) -> None:
-        self._file.close()
+        with write_errors(self._file.name):
+            self._file.close()
 
 
 def _step(line: str) -> float:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,6 +37,8 @@ from visionkit.types._tree import map_tensors
 if TYPE_CHECKING:
     from visionkit.plugins import PluginManager
     from visionkit.train.loop import Run
+
+log = logging.getLogger("visionkit.train")
 
 
 class Training:
@@ -166,23 +169,31 @@ class Training:
             model.load_state_dict(own)
 
     def evaluate(
-        self, plugins: PluginManager, sources: Mapping[str, Source], *, write: bool = False
+        self,
+        plugins: PluginManager,
+        sources: Mapping[str, Source],
+        *,
+        write: bool = False,
+        on_metrics: Callable[[dict[str, float]], None] | None = None,
     ) -> dict[str, float]:
         """Metrics of the ``val`` splits; random numbers of training are left as they were. Heads that make pictures
-        leave a sheet of them over time."""
+        leave a sheet of them over time. ``on_metrics`` is called before anything is drawn."""
         kept = rng_state()
         with self.averaged(), self.fabric.autocast():
             metrics = evaluate_model(
                 self.run.model, self.run.pipeline, plugins, self.run.labels, sources,
                 device=self.fabric.device, out=self.run.folder.path if write else None,
-                rank=self.fabric.global_rank, world_size=self.fabric.world_size,
+                rank=self.fabric.global_rank, world_size=self.fabric.world_size, on_metrics=on_metrics,
             )  # fmt: skip
             if self.fabric.global_rank == 0:
                 feeds = build_feeds(self.run.pipeline, plugins, sources, self.run.labels, training=False)
-                pictures_over_time(
-                    self.run.model, self.run.pipeline, self.run.labels, feeds, self.run.folder.path / "pictures",
-                    self.run.step, self.fabric.device,
-                )  # fmt: skip
+                try:
+                    pictures_over_time(
+                        self.run.model, self.run.pipeline, self.run.labels, feeds, self.run.folder.path / "pictures",
+                        self.run.step, self.fabric.device,
+                    )  # fmt: skip
+                except Exception as error:  # the training is worth more
+                    log.warning("no visualization over time: %s", (str(error) or repr(error)).splitlines()[0])
         set_rng_state(kept)
         return metrics
 
