@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,8 @@ from visionkit.errors import RunError, UserError
 from visionkit.evaluate.runner import check_metrics
 from visionkit.model import Head, MultiTaskModel
 from visionkit.model.build import build_model, head_class, without_first_weights
-from visionkit.model.run import RunFolder, write_atomically
+from visionkit.model.run import RunFolder
+from visionkit.results.files import check_output_folder, json_text, write_atomically, write_errors
 from visionkit.train.checkpoint import load_checkpoint
 from visionkit.train.progress import Averages, MetricsFile, Progress
 from visionkit.train.step import Training
@@ -65,6 +65,7 @@ def train(
         UserError: anything in the pipeline or its data that the user must mend, a loss that is not finite (the message
             names the head and the images), a folder that already holds a run.
     """
+    check_output_folder(Path(out))
     check_arguments(pipeline, plugins)
     fabric = start_processes(pipeline, plugins, accelerator, devices, nodes)
     folder = RunFolder(Path(out))
@@ -154,8 +155,7 @@ def train(
     if fabric.global_rank == 0:
         with training.averaged():
             folder.write_weights(model.state_dict())
-    metrics = training.evaluate(plugins, held_out, write=True)
-    log.metrics(metrics)
+    metrics = training.evaluate(plugins, held_out, write=True, on_metrics=log.metrics)
     log.close()
     return metrics
 
@@ -208,26 +208,29 @@ class _Log:
         if self.file:
             self.file.write(step=step, lr=rate, images_per_s=round(speed, 2), losses=losses)
         self.progress.report(step, losses, speed, rate)
-        if self.board:
-            for key, value in {**losses, "lr": rate, "images_per_s": speed}.items():
-                self.board.add_scalar(f"train/{key}", value, step)
+        self._plot("train", {**losses, "lr": rate, "images_per_s": speed})
         self.plugins.hook.visionkit_step_done(run=self.run, step=step, losses=losses)
 
     def metrics(self, metrics: dict[str, float]) -> None:
         step = self.run.step
         if self.file:
             self.file.write(step=step, metrics=metrics)
-            write_atomically(self.run.folder.path / "metrics.json", json.dumps(metrics, indent=1))
-        if self.board:
-            for key, value in metrics.items():
-                self.board.add_scalar(f"val/{key}", value, step)
+            write_atomically(self.run.folder.path / "metrics.json", json_text(metrics, indent=1))
+        self._plot("val", metrics)
         self.plugins.hook.visionkit_evaluated(run=self.run, step=step, metrics=metrics)
 
     def close(self) -> None:
         if self.file:
             self.file.close()
         if self.board:
-            self.board.close()
+            with write_errors(self.run.folder.path / "tensorboard"):
+                self.board.close()
+
+    def _plot(self, group: str, values: dict[str, float]) -> None:
+        if self.board:
+            with write_errors(self.run.folder.path / "tensorboard"):
+                for key, value in values.items():
+                    self.board.add_scalar(f"{group}/{key}", value, self.run.step)
 
 
 def _tensorboard(run: Run) -> Any:
@@ -238,4 +241,5 @@ def _tensorboard(run: Run) -> Any:
             ("train", "tensorboard"),
             "TensorBoard is not installed: pip install 'visionkit[tensorboard]', or tensorboard: false",
         ) from None
-    return SummaryWriter(run.folder.path / "tensorboard")  # type: ignore[no-untyped-call]
+    with write_errors(run.folder.path / "tensorboard"):
+        return SummaryWriter(run.folder.path / "tensorboard")  # type: ignore[no-untyped-call]
