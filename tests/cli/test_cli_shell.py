@@ -68,6 +68,8 @@ def test_a_misspelt_command_suggests_the_nearest(run: Run) -> None:
     ("error", "status", "said"),
     [
         (UserError("the file a.yaml: is wrong"), 2, "error: the file a.yaml: is wrong\n"),
+        (UserError("a\nb.jpg: is wrong"), 2, "error: a\\nb.jpg: is wrong\n"),
+        (OSError(28, "No space left on device", "x"), 2, "error: x: cannot be written: No space left on device\n"),
         (KeyboardInterrupt(), 130, ""),
         (ValueError("out of order"), 1, "ValueError: out of order\n"),
         (BrokenPipeError(32, "Broken pipe"), 1, ""),

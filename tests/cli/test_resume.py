@@ -177,3 +177,43 @@ def test_metrics_are_written_before_anything_is_drawn(
     call("eval", run, "--plugin", run.parent / "toys.py", "--device", "cpu", "--out", tmp_path)
     assert len([line for line in caplog.messages if "no visualization: MemoryError" in line]) == 3
     assert not (tmp_path / "pictures").exists()
+
+
+def test_panoptic_files_stay_in_their_folder_whatever_the_image_id(tmp_path: Path) -> None:
+    import torch
+
+    from visionkit.evaluate.runner import _write_panoptic
+    from visionkit.types import ImageInfo, LabelSet, PanopticPrediction
+
+    prediction = PanopticPrediction(torch.ones(2, 3, dtype=torch.int32), torch.tensor([0]), torch.ones(1))
+    ids = ["../../x", "/etc/x", "a/b", "a_b", "x" * 300, "nul\0", "", "..", "line\nbreak", 7]
+    names = set()
+    for number in ids:
+        info = ImageInfo(number, "", (2, 3), (2, 3))
+        (record,) = _write_panoptic(prediction, info, LabelSet(("sky",), (1,)), tmp_path / "folder")
+        assert record["image_id"] == number
+        names.add(record["file_name"])
+    assert {path.name for path in (tmp_path / "folder").iterdir()} == names
+    assert len(names) == len(ids)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_an_interrupted_prediction_keeps_its_results(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from visionkit.infer import PredictionWriter
+
+    add, calls = PredictionWriter.add, []
+
+    def interrupted(self: PredictionWriter, *arguments: object, **options: object) -> None:
+        calls.append(options)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        add(self, *arguments, **options)
+
+    monkeypatch.setattr(PredictionWriter, "add", interrupted)
+    with pytest.raises(SystemExit) as end:
+        main(["predict", str(run), str(run.parent / "val" / "images"), "--out", str(tmp_path), "--device", "cpu",
+              "--plugin", str(run.parent / "toys.py")])  # fmt: skip
+    assert end.value.code == 130
+    assert len({record["image_id"] for record in json.loads((tmp_path / "boxes.json").read_text())}) == 2

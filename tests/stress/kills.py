@@ -200,7 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=20, help="of each command")
     parser.add_argument("--disks", type=int, default=6, help="full disks in all")
-    parser.add_argument("--images", type=int, default=40)
+    parser.add_argument("--images", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--in-namespace", metavar="ROOT", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -274,12 +274,10 @@ class _SourceEvaluation:
     def gather_predictions(self, world_size: int) -> None:
         """Records and predictions of all processes, in the order of the images."""
         everyone: list[Any] = [None] * world_size
-        torch.distributed.all_gather_object(everyone, (self.records, self.shown, self.skipped.reasons))
-        self.records = {head: _in_turn([records[head] for records, _, _ in everyone]) for head in self.heads}
-        self.shown = _in_turn([shown for _, shown, _ in everyone])[: self.pipeline.evaluate.pictures]
-        name = self.feed.name
-        skipped = {index: reason for _, _, reasons in everyone for index, reason in reasons.get(name, {}).items()}
-        self.skipped.reasons = {name: skipped} if skipped else {}
+        torch.distributed.all_gather_object(everyone, (self.records, self.shown))
+        self.records = {head: _in_turn([records[head] for records, _ in everyone]) for head in self.heads}
+        self.shown = _in_turn([shown for _, shown in everyone])[: self.pipeline.evaluate.pictures]
+        self.skipped = self.skipped.gathered(world_size)
 
     def write_predictions(self, folder: Path) -> None:
         """One COCO results file a head, for the heads whose predictions have such records."""
