@@ -11,7 +11,7 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from visionkit import Head
-from visionkit.data.images import read_image
+from visionkit.data.images import check_resized, read_image
 from visionkit.errors import UserError
 from visionkit.numbers import Count, NonNegative, Positive
 from visionkit.types import Batch, Features, FeatureSpec, LabelSet, Mean, PicturePrediction, PictureTarget
@@ -139,7 +139,7 @@ class StyleTransfer(Head):
         self.content, self.style, self.variation = content, style_weight, variation
         self.network = TransformNet(width=width, blocks=blocks)
         self.vgg = VGG16({content_layer, *style_layers}, weights=vgg, convention=convention, width=vgg_width)
-        picture = waves(style_size) if style is None else _resized(read_image(style), style_size)
+        picture = waves(style_size) if style is None else _resized(read_image(style), style_size, style)
         with torch.no_grad():
             seen = self.vgg(picture[None])
         for layer in style_layers:
@@ -178,8 +178,9 @@ def waves(side: int) -> Tensor:
     return torch.stack([torch.sin(40.0 * bent + phase) * torch.cos(12.0 * y - phase) for phase in (0.0, 2.1, 4.2)])
 
 
-def _resized(picture: Tensor, short: int) -> Tensor:
-    """A picture (3, H, W) uint8 in -1 ... 1, of this shorter side."""
+def _resized(picture: Tensor, short: int, path: str) -> Tensor:
+    """A picture (3, H, W) uint8 in -1 ... 1, of this shorter side. Raises ``DataError`` naming it if it gets huge."""
     scale = short / min(picture.shape[1:])
     size = [max(1, round(side * scale)) for side in picture.shape[1:]]
+    check_resized(path, (size[0], size[1]))
     return F.interpolate(picture[None].float() / 127.5 - 1.0, size=size, mode="bilinear", antialias=True)[0]

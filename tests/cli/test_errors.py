@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from visionkit.cli import main
 
@@ -187,3 +188,35 @@ def test_a_missing_run_is_told(command: list[str], tmp_path: Path, capsys: pytes
     status, line = run(capsys, name, tmp_path / "nothing", *rest, *options)
     assert status == 2
     assert "nothing" in line
+
+
+def rotate(folder: Path) -> None:
+    """Both photos are stored on their side: 48 x 64, displayed as 64 x 48."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for number in (1, 2):
+        Image.new("RGB", (64, 48), (90, 40 * number, 200)).save(folder / "images" / f"{number}.jpg", exif=exif)
+
+
+def test_annotations_lie_on_the_displayed_image(folder: Path, capsys: pytest.CaptureFixture[str]):
+    rotate(folder)
+    break_annotations(lambda d: [image.update(height=64, width=48) for image in d["images"]])(folder)
+    assert call("validate", folder / "pipeline.yaml", "--all-images") == 0
+    out = capsys.readouterr().out
+    assert "2 images decoded; 2 of them rotated by their EXIF orientation" in out
+
+
+def test_annotations_on_the_stored_pixels_of_a_rotated_image_are_explained(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    rotate(folder)
+    break_annotations(lambda d: [image.update(height=48, width=64) for image in d["images"]])(folder)
+    status, line = run(capsys, "train", folder / "pipeline.yaml", "--out", folder / "run", "--accelerator", "cpu")
+    assert status == 2
+    for part in (
+        ".jpg: is 64x48",
+        "instances.json says 48x64 for image",
+        "EXIF orientation 6",
+        "remove the orientation",
+    ):
+        assert part in line

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -27,7 +28,7 @@ from visionkit.data.transforms import (
     apply_transforms,
     as_transform,
 )
-from visionkit.errors import UserError
+from visionkit.errors import DataError, UserError
 from visionkit.types import IGNORE, ImageInfo, InstanceMasks, InstanceTarget, SemanticTarget, Target
 
 
@@ -359,3 +360,37 @@ def test_normalize_is_for_all_images_of_a_batch_and_once() -> None:
         Resize(short=30, exact=True)(sample)
     with pytest.raises(UserError, match="std must be above 0"):
         Normalize(std=(0.2, 0.0, 0.2))
+
+
+# -- extreme shapes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 70_000), (70_000, 2)])
+def test_extreme_shapes_are_transformed_or_refused_by_name(size: tuple[int, int]) -> None:
+    image = torch.zeros(size[0], size[1], 3, dtype=torch.uint8).permute(2, 0, 1)
+    info = ImageInfo(id=1, path="strip.png", original_size=size, size=size)
+    sample = Sample(image, info, {"semantic": SemanticTarget(torch.zeros(size, dtype=torch.uint8))})
+    for transform in (
+        Resize(size=(8, 6)),
+        Resize(short=8, long=16),
+        ScaleJitterCrop(size=8),
+        HorizontalFlip(),
+        ColorJitter(),
+    ):
+        out = apply_transforms([transform], sample)
+        assert out.image.shape[1:] == out.targets["semantic"].labels.shape == out.info.size
+    if max(size) > 1:
+        with pytest.raises(DataError, match=r"^strip\.png: would be resized to \d+x\d+ .*at most 67,108,864 pixels"):
+            apply_transforms([Resize(short=800)], sample)
+
+
+def test_what_opencv_cannot_do_names_the_image() -> None:
+    class TooWide(Transform):
+        def __call__(self, sample: Sample) -> Sample:
+            cv2.resize(np.zeros((1, 1), np.uint8), (0, 0))
+            return sample
+
+    with pytest.raises(
+        DataError, match=r"^1: TooWide cannot be applied to an image of 48x64 \(height x width\): [^\n]+$"
+    ):
+        apply_transforms([TooWide()], a_sample())

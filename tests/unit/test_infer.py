@@ -19,6 +19,7 @@ from torch import Tensor
 
 from visionkit import rle
 from visionkit.data import Sample, Transform
+from visionkit.data.transforms import Resize
 from visionkit.errors import DataError, UserError
 from visionkit.infer import PredictionWriter, Predictor, pick_device
 from visionkit.model import Backbone, Head, MultiTaskModel
@@ -395,3 +396,27 @@ def test_a_full_disk_is_one_line_and_leaves_the_journal_whole(tmp_path: Path, mo
     with PredictionWriter(tmp_path, LABELS, pictures=False, resume=True) as writer:
         writer.keep("a")
     assert len(json.loads((tmp_path / "boxes.json").read_text())) == 1
+
+
+def test_images_are_predicted_as_they_are_displayed(tmp_path: Path) -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    photo = PIL.Image.fromarray(scene())
+    photo.save(tmp_path / "a.png", exif=exif)
+    upright = np.rot90(scene(), -1)
+    expected = make("regions").predict(np.ascontiguousarray(upright))[0]["regions"].labels
+    for image in (tmp_path / "a.png", PIL.Image.open(tmp_path / "a.png"), (upright * np.uint16(257)), upright / 255):
+        (result,) = make("regions").stream(image)
+        assert result.info.original_size == upright.shape[:2]
+        np.testing.assert_array_equal(result.predictions["regions"].labels, expected)
+
+
+def test_an_image_that_a_transform_refuses_is_skipped_too(tmp_path: Path) -> None:
+    good = write(tmp_path / "good.jpg", scene())
+    PIL.Image.new("RGB", (70_000, 1)).save(tmp_path / "strip.png")
+    predictor = make("boxes", transforms=(Resize(short=800),))
+    with pytest.raises(DataError, match=r"strip\.png: would be resized"):
+        predictor.predict([tmp_path / "strip.png"])
+    results = list(make("boxes", transforms=(Resize(short=8000),)).stream([tmp_path / "strip.png"], on_error="skip"))
+    assert "strip.png" in str(results[0].error)
+    assert len(predictor.predict([good, tmp_path / "strip.png"], on_error="skip")[0]) == 1

@@ -96,13 +96,15 @@ def _jpeg(data: bytes) -> Header:
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Marker, first and last byte of the content of each segment."""
+    """Marker, start and end of the content of each segment that is complete."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         if data[at + 1] == 0xFF:  # padding
             at += 1
             continue
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
+        if end > len(data):
+            return
         yield data[at + 1], at + 4, end
         at = end
 

@@ -11,7 +11,6 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
-from pathlib import PurePath
 from typing import Any
 
 import cv2
@@ -19,13 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visionkit.coco.files import inside as inside
 from visionkit.data.image_headers import Header, read_header
 from visionkit.errors import DataError, UserError
 
-MAX_PIXELS = 2**28
-"""Larger images (here 16,384 x 16,384) are refused before they are decoded. Formats other than JPEG, PNG and TIFF take
-more memory while they are decoded, and 16 bits more than 8: of those, half as many pixels are read. The environment
-variable ``VISIONKIT_MAX_IMAGE_PIXELS`` replaces the number."""
+MAX_PIXELS = 15_000**2
+"""Larger images are refused before they are decoded, so that none takes more than 1.5 GB. Rotated images and images of
+16 bits take more memory per pixel, and formats other than JPEG, PNG and TIFF even more: of those, half and a quarter as
+many pixels are read. The environment variable ``VISIONKIT_MAX_IMAGE_PIXELS`` replaces the number."""
 MAX_SIDE = 2**20
 """The longest side that OpenCV decodes."""
 MAX_RESIZED = 2**26
@@ -50,7 +50,7 @@ def read_image(path: str) -> Tensor:
         if _is_pillows(header):
             rgb = pil_to_rgb(_pil_image(data, header), path)
         else:
-            rgb = _as_rgb(_decode(data, header, path, color=header.bits <= 8), path)
+            rgb = _decode(data, header, path, color=True) if header.bits <= 8 else _deep(data, header, path)
         return from_hwc(_upright(rgb, header.orientation))
 
 
@@ -69,13 +69,13 @@ def read_label_map(path: str) -> np.ndarray:
     header = _checked_header(path, data)
     with _decoding(path):
         if header.format == "PNG" and not header.palette:
-            pixels = _plain(_decode(data, header, path), header.channels)
+            pixels = _stored(data, header, path)
             if pixels.ndim == 2 and header.bits < 8:  # OpenCV stretches the values to 0 ... 255
                 pixels = pixels // (255 // (2**header.bits - 1))
         elif _is_pillows(header) or header.format == "PNG":
             pixels = _pil_indices(_pil_image(data, header))
         else:
-            pixels = _plain(_decode(data, header, path), header.channels)
+            pixels = _stored(data, header, path)
     if header.format == "JPEG" and pixels.ndim == 2:
         raise DataError(f"{path}: is a JPEG, whose compression changes values; a map of class indices must be stored "
                         "without loss (as PNG)")  # fmt: skip
@@ -132,7 +132,7 @@ def to_rgb(image: Any, name: str) -> np.ndarray:
     """
     if hasattr(image, "convert") and hasattr(image, "getexif"):  # PIL's, without importing it
         with _decoding(name):
-            _check_pixels(name, (image.height, image.width), image.format or "", 8)
+            _check_pixels(name, Header(image.format or "", (image.height, image.width)))
             return _upright(pil_to_rgb(image, name), _orientation(image))
     if isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3 and image.dtype.kind in "buif":
         return np.ascontiguousarray(to_uint8(image, name))
@@ -180,7 +180,7 @@ def pil_to_rgb(image: Any, name: str) -> np.ndarray:
         image = image.convert("RGBA")
     if image.mode in ("RGBA", "RGBX", "RGBa"):  # the color under a transparent pixel stays as it is
         return np.ascontiguousarray(np.asarray(image)[..., :3])
-    return to_uint8(np.array(image.convert("RGB")), name)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def check_resized(name: str, size: tuple[int, int]) -> None:
@@ -226,17 +226,19 @@ def _read(path: str) -> bytes:
 
 def _checked_header(path: str, data: bytes) -> Header:
     header = read_header(path, data)
-    _check_pixels(path, header.stored_size, header.format, header.bits)
+    _check_pixels(path, header)
     return header
 
 
-def _check_pixels(name: str, size: tuple[int, int], kind: str, bits: int) -> None:
-    height, width = size
+def _check_pixels(name: str, header: Header) -> None:
+    height, width = header.stored_size
     setting = os.environ.get("VISIONKIT_MAX_IMAGE_PIXELS", "")
     if setting and not setting.isdecimal():
         raise UserError(f"VISIONKIT_MAX_IMAGE_PIXELS is '{setting}'; it must be a whole number of pixels")
     limit = int(setting or MAX_PIXELS)
-    if kind not in ("JPEG", "PNG", "TIFF") or bits > 8:
+    if header.format not in ("JPEG", "PNG", "TIFF"):
+        limit //= 4
+    elif header.bits > 8 or header.orientation > 1:
         limit //= 2
     if height < 1 or width < 1:
         raise DataError(f"{name}: has no pixels ({height}x{width})")
@@ -262,31 +264,29 @@ def _is_pillows(header: Header) -> bool:
 
 def _decode(data: bytes, header: Header, path: str, *, color: bool = False) -> np.ndarray:
     """What OpenCV decodes: (H, W) or (H, W, C) in the order blue, green, red, alpha as it is stored; with ``color``,
-    three channels of eight bits."""
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION if color else cv2.IMREAD_UNCHANGED
+    (H, W, 3) uint8 RGB."""
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION if color else cv2.IMREAD_UNCHANGED
     pixels = cv2.imdecode(np.frombuffer(header.neutral(data), np.uint8), flags)
     if pixels is None or pixels.shape[:2] != header.stored_size:
         raise DataError(f"{path}: not an image that can be decoded (a damaged {header.format})")
     return pixels
 
 
-def _as_rgb(pixels: np.ndarray, path: str) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of what OpenCV decoded."""
-    pixels = to_uint8(pixels, path)
+def _deep(data: bytes, header: Header, path: str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of more than eight bits."""
+    pixels = to_uint8(_decode(data, header, path), path)
     if pixels.ndim == 2 or pixels.shape[2] < 3:
         return cv2.cvtColor(pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., 0]), cv2.COLOR_GRAY2RGB)
-    if pixels.shape[2] == 3:
-        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
-    return cv2.cvtColor(np.ascontiguousarray(pixels[..., :4]), cv2.COLOR_BGRA2RGB)
-
-
-def _plain(pixels: np.ndarray, channels: int) -> np.ndarray:
-    """What OpenCV decoded of a label map: (H, W), or (H, W, 3) in the order red, green, blue."""
-    if pixels.ndim == 2:
-        return pixels
-    if channels < 3:  # OpenCV repeats gray where there is alpha
-        return np.ascontiguousarray(pixels[..., 0])
     return np.ascontiguousarray(pixels[..., 2::-1])
+
+
+def _stored(data: bytes, header: Header, path: str) -> np.ndarray:
+    """A label map as it is stored: (H, W), or (H, W, 3) in the order red, green, blue."""
+    color = header.channels >= 3
+    pixels = _decode(data, header, path, color=color and header.bits <= 8)
+    if pixels.ndim == 2 or color:
+        return pixels
+    return np.ascontiguousarray(pixels[..., 0])  # OpenCV repeats gray where there is alpha
 
 
 def _pil_image(data: bytes, header: Header) -> Any:
@@ -340,16 +340,3 @@ def as_hwc(image: Tensor) -> np.ndarray:
 def from_hwc(image: np.ndarray) -> Tensor:
     """(H, W, 3) as a tensor (3, H, W) over the same memory."""
     return torch.from_numpy(image).permute(2, 0, 1)
-
-
-def inside(root: str, name: str, where: str) -> str:
-    """``root/name``, of which ``name`` must not lead out of ``root``.
-
-    Raises:
-        DataError: it is absolute or goes up; the message starts with ``where``.
-    """
-    if name.startswith(("/", "\\")) or ".." in name or ":" in name:  # the slow look is for the few that need it
-        pure = PurePath(name)
-        if pure.is_absolute() or pure.drive or ".." in name.replace("\\", "/").split("/") or name.startswith("\\"):
-            raise DataError(f"{where}: file name '{name}' leads out of the folder {root}")
-    return os.path.join(root, name)

@@ -11,10 +11,11 @@ import cv2
 import numpy as np
 from torch import Tensor
 
+from visionkit.coco.annotations import CocoAnnotations
 from visionkit.data.base import Sample, Source
 from visionkit.data.folder import IMAGE_ENDINGS, _files
 from visionkit.data.geometry import Geometry
-from visionkit.data.images import as_hwc, from_hwc, read_image
+from visionkit.data.images import as_hwc, check_size, from_hwc, read_image
 from visionkit.errors import DataError, UserError
 from visionkit.plugins import PluginManager
 from visionkit.types import IGNORE, ImageInfo, LabelSet, PictureTarget, SemanticTarget
@@ -64,10 +65,9 @@ class PairsSource(Source):
         elif self._pictures[index] == path or (not self._reverse and not set(self.tasks) & set(tasks)):
             second = first  # the same file, or nobody looks at it
         else:
-            second = read_image(self._pictures[index])
-            if second.shape != first.shape:
-                raise DataError(f"{self._pictures[index]}: is {_size(second)} (height x width), "
-                                f"but its image {path} is {_size(first)}")  # fmt: skip
+            picture_path = self._pictures[index]
+            second = read_image(picture_path)
+            check_size(picture_path, second.shape[1:], first.shape[1:], f"its image {path} is", also=[path])
         image, picture = (second, first) if self._reverse else (first, second)
         return _sample(image, picture, path, os.path.relpath(path, self._root), tasks)
 
@@ -170,7 +170,7 @@ class PaintedSource(Source):
     def describe(self, index: int) -> str:
         return self._source.describe(index)
 
-    def coco_ground_truth(self) -> dict[str, Any] | None:
+    def coco_ground_truth(self) -> CocoAnnotations | dict[str, Any] | None:
         return None if self._reverse else self._source.coco_ground_truth()
 
     def problems(self) -> list[str]:
