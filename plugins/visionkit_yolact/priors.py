@@ -91,14 +91,13 @@ def one_prior_each(iou: Tensor) -> tuple[Tensor, Tensor]:
     count = min(iou.shape)
     # The others can take at most count - 1 of an object's best priors.
     values, priors = (part.cpu() for part in iou.topk(count, dim=1))
-    pairs: list[tuple[int, int]] = []
-    for _ in range(count):
-        best = int(values.argmax())
-        if values.view(-1)[best] <= 0:
-            break
-        row, prior = best // count, priors.view(-1)[best]
-        pairs.append((row, int(prior)))
-        values[row] = -1.0
-        values[priors == prior] = -1.0
-    found = torch.tensor(pairs, dtype=torch.int64, device=iou.device).view(-1, 2)
+    rows, ranks = (values > 0).nonzero(as_tuple=True)
+    order = values[rows, ranks].argsort(descending=True, stable=True)
+    pairs: dict[int, int] = {}
+    taken: set[int] = set()
+    for row, prior in zip(rows[order].tolist(), priors[rows, ranks][order].tolist()):
+        if row not in pairs and prior not in taken:
+            pairs[row] = prior
+            taken.add(prior)
+    found = torch.tensor(list(pairs.items()), dtype=torch.int64, device=iou.device).view(-1, 2)
     return found[:, 0], found[:, 1]

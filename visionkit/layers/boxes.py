@@ -126,7 +126,12 @@ _PAIRS_AT_ONCE = 1 << 20
 
 def pairwise_iou(objects: Tensor, boxes: Tensor) -> Tensor:
     """torchvision's ``box_iou``, (N, M), without its temporaries of several times that size."""
-    return torch.cat([box_iou(objects, part) for part in _parts(boxes, len(objects))], 1)
+    out = boxes.new_empty(len(objects), len(boxes))
+    start = 0
+    for part in _parts(boxes, len(objects)):
+        out[:, start : start + len(part)] = box_iou(objects, part)
+        start += len(part)
+    return out
 
 
 def _parts(boxes: Tensor, partners: int) -> tuple[Tensor, ...]:
