@@ -10,6 +10,7 @@ from torch import nn
 from visionkit.layers.aspp import ASPP, rates_at
 from visionkit.layers.conv import ConvNormAct
 from visionkit.layers.norm import NormName
+from visionkit.layers.regions import blank_padding, image_regions
 from visionkit.layers.segmentation_losses import LossName, LossOptions
 from visionkit.layers.upsampling import Alignment
 from visionkit.types import Batch, Features, FeatureSpec, LabelSet
@@ -52,7 +53,7 @@ class DeepLabV3(AuxiliaryHead):
     ) -> None:
         super().__init__(spec, labels)
         read, classes = spec[level], len(labels)
-        self.level, self.levels = level, (level,)
+        self.level, self.levels, self.stride = level, (level,), read.stride
         self.aspp = ASPP(read.channels, channels, rates_at(read.stride, rates), norm, dropout=dropout)
         self.hidden = ConvNormAct(channels, channels, norm=norm) if hidden else None
         self.score = nn.Conv2d(channels, classes, 1)
@@ -62,7 +63,8 @@ class DeepLabV3(AuxiliaryHead):
 
     def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> DeepSemanticOutput:
         """Logits (B, classes, H / stride, W / stride), rounded up."""
-        x = self.aspp(features[self.level])
+        regions = image_regions(batch.info, self.stride, features[self.level])
+        x = self.aspp(features[self.level], regions)
         if self.hidden is not None:
-            x = self.hidden(x)
+            x = self.hidden(blank_padding(x, regions))
         return DeepSemanticOutput(self.scores(self.score(x), batch), self.beside(features))

@@ -12,6 +12,7 @@ from visionkit.errors import UserError
 from visionkit.layers.aspp import ASPP, rates_at
 from visionkit.layers.conv import ConvNormAct
 from visionkit.layers.norm import NormName
+from visionkit.layers.regions import blank_padding, image_regions
 from visionkit.layers.segmentation_losses import LossName, LossOptions
 from visionkit.layers.separable import SeparableConv
 from visionkit.layers.upsampling import Alignment, resize
@@ -69,7 +70,7 @@ class DeepLabV3Plus(SegmentationHead):
         if coarse.stride < low.stride:
             raise UserError(f"fine: '{fine}' has stride {low.stride}, more than the {coarse.stride} of '{level}'")
         self.level, self.fine, self.levels, self.align = level, fine, (level, fine), align
-        self.scale = coarse.stride / low.stride
+        self.stride, self.scale = coarse.stride, coarse.stride / low.stride
         self.aspp = ASPP(coarse.channels, channels, rates_at(coarse.stride, rates), norm, separable, dropout[0])
 
         def conv(inputs: int) -> nn.Module:
@@ -89,8 +90,9 @@ class DeepLabV3Plus(SegmentationHead):
 
     def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> SemanticOutput:
         """Logits (B, classes, H / stride, W / stride) at the fine level, rounded up."""
-        x, low = self.aspp(features[self.level]), self.reduce(features[self.fine])
+        regions = image_regions(batch.info, self.stride, features[self.level])
+        x, low = self.aspp(features[self.level], regions), self.reduce(features[self.fine])
         if self.between is not None:
-            x = self.between(x)
+            x = self.between(blank_padding(x, regions))
         x = resize(x, (int(low.shape[-2]), int(low.shape[-1])), self.scale, self.align)
         return SemanticOutput(self.scores(self.score(self.decoder(torch.cat([x, low], 1))), batch))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from visionkit.layers.conv import ConvNormAct
 from visionkit.layers.norm import NormName
+from visionkit.layers.regions import continue_edges, image_regions
 from visionkit.layers.segmentation_losses import LossName, LossOptions, SegmentationLoss
 from visionkit.layers.semantic import semantic_predictions, stack_labels
 from visionkit.layers.upsampling import Alignment, resize
@@ -61,7 +62,12 @@ class Scores(nn.Module):
         """Input pixels per cell of what :meth:`forward` returns."""
 
     def forward(self, scores: Tensor, batch: Batch) -> Tensor:
-        """Scores (B, classes, h, w) as the head's output has them."""
+        """Scores (B, classes, h, w) as the head's output has them.
+
+        On what images were padded with, the scores at their edges are repeated, so that the enlarged scores of an image
+        are the same in any batch.
+        """
+        scores = continue_edges(scores, image_regions(batch.info, self.coarse, scores))
         return scores if self.align == "cells" else resize(scores, input_size(batch), self.coarse, self.align)
 
     def losses(

@@ -8,6 +8,7 @@ from typing import Any
 from visionkit.errors import UserError
 from visionkit.layers.norm import NormName
 from visionkit.layers.pyramid_pooling import PyramidPooling
+from visionkit.layers.regions import blank_padding, image_regions
 from visionkit.layers.segmentation_losses import LossName, LossOptions
 from visionkit.layers.upsampling import Alignment
 from visionkit.types import Batch, Features, FeatureSpec, LabelSet
@@ -55,7 +56,7 @@ class PSPNet(AuxiliaryHead):
         read, classes = spec[level], len(labels)
         if len(bins) > read.channels:
             raise UserError(f"bins: {len(bins)} averages cannot share the {read.channels} channels of '{level}'")
-        self.level, self.levels = level, (level,)
+        self.level, self.levels, self.stride = level, (level,), read.stride
         self.pool = PyramidPooling(read.channels, bins, norm, align)
         self.branch = ScoreBranch(self.pool.outputs, hidden, classes, norm, dropout)
         self.learn_beside(spec, auxiliary, auxiliary_weight, hidden=auxiliary_hidden, norm=norm, dropout=dropout)
@@ -64,5 +65,6 @@ class PSPNet(AuxiliaryHead):
 
     def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> DeepSemanticOutput:
         """Logits (B, classes, H / stride, W / stride), rounded up; of the input's size where corners are aligned."""
-        scores = self.branch(self.pool(features[self.level]))
+        regions = image_regions(batch.info, self.stride, features[self.level])
+        scores = self.branch(blank_padding(self.pool(features[self.level], regions), regions))
         return DeepSemanticOutput(self.scores(scores, batch), self.beside(features))

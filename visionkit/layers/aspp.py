@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from visionkit.layers.conv import ConvNormAct
 from visionkit.layers.norm import NormName
 from visionkit.layers.pyramid_pooling import PooledConv
+from visionkit.layers.regions import blank_padding
 from visionkit.layers.separable import SeparableConv
 
 
@@ -55,10 +56,16 @@ class ASPP(nn.Module):
         self.project = ConvNormAct((len(rates) + 2) * outputs, outputs, 1, norm=norm)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, h, w) to (B, outputs, h, w)."""
+    def forward(self, x: Tensor, regions: Tensor | None = None) -> Tensor:
+        """(B, inputs, h, w) to (B, outputs, h, w).
+
+        Args:
+            regions: (B, 2) rows and columns that lie on each image, see :mod:`visionkit.layers.regions`; nothing
+                outside of them is read.
+        """
+        x = blank_padding(x, regions)
         found = [branch(x) for branch in self.branches]
-        found.append(self.pool(x).expand(-1, -1, *x.shape[-2:]))
+        found.append(self.pool(x, regions).expand(-1, -1, *x.shape[-2:]))
         return self.dropout(self.project(torch.cat(found, 1)))  # type: ignore[no-any-return]
 
 

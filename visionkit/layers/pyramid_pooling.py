@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionkit.layers.norm import NormName, make_norm
-from visionkit.layers.upsampling import Alignment, resize
+from visionkit.layers.regions import adaptive_average, stretch
+from visionkit.layers.upsampling import Alignment
 
 
 class PooledConv(nn.Module):
@@ -25,9 +27,14 @@ class PooledConv(nn.Module):
         self.conv = nn.Conv2d(inputs, outputs, 1, bias=False)
         self.norm = make_norm(norm, outputs)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, h, w) to (B, outputs, bins, bins)."""
-        x = self.conv(F.adaptive_avg_pool2d(x, self.bins))
+    def forward(self, x: Tensor, regions: Tensor | None = None) -> Tensor:
+        """(B, inputs, h, w) to (B, outputs, bins, bins).
+
+        Args:
+            regions: (B, 2) rows and columns that lie on each image, see :mod:`visionkit.layers.regions`; padding takes
+                no part in the averages.
+        """
+        x = self.conv(adaptive_average(x, self.bins, regions))
         norm = self.norm
         if isinstance(norm, nn.BatchNorm2d) and x.shape[0] * self.bins**2 == 1:
             mean, variance = norm.running_mean, norm.running_var
@@ -55,9 +62,13 @@ class PyramidPooling(nn.Module):
         self.branches = nn.ModuleList(PooledConv(inputs, inputs // len(bins), n, norm) for n in bins)
         self.outputs = inputs + inputs // len(bins) * len(bins)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, h, w) to (B, outputs, h, w): the map itself first."""
+    def forward(self, x: Tensor, regions: Tensor | None = None) -> Tensor:
+        """(B, inputs, h, w) to (B, outputs, h, w): the map itself first.
+
+        Args:
+            regions: (B, 2) rows and columns that lie on each image; averages are of these, and stretched over them.
+        """
         size = (int(x.shape[-2]), int(x.shape[-1]))
         # Averages have no stride that could be kept to: they are stretched over the map.
-        align: Alignment = "ends" if self.align in ("corners", "ends") else "stretch"
-        return torch.cat([x, *(resize(branch(x), size, align=align) for branch in self.branches)], 1)
+        align: Literal["stretch", "ends"] = "ends" if self.align in ("corners", "ends") else "stretch"
+        return torch.cat([x, *(stretch(branch(x, regions), size, regions, align) for branch in self.branches)], 1)

@@ -32,6 +32,8 @@ def predict_refined(
 ) -> dict[str, Sequence[Prediction]]:
     """Predictions by head, as :meth:`MultiTaskModel.predict` gives them; those of the heads in ``refine`` as it says.
 
+    An image is given the same predictions alone and in any batch: see :func:`predict_by_size`.
+
     Args:
         model: in evaluation mode.
         batch: normalised by the mean and deviation of the model.
@@ -43,7 +45,7 @@ def predict_refined(
         UserError: such a head does not score the classes of every pixel.
     """
     plain = [name for name in heads if name not in refine]
-    found = model.predict(batch, plain) if plain else {}
+    found = predict_by_size(model, batch, plain, size_divisor) if plain else {}
     for name in heads:
         if name in refine:
             check_refinable(model, name)
@@ -52,6 +54,34 @@ def predict_refined(
                 for row, info in enumerate(batch.info)
             ]
     return {name: found[name] for name in heads}
+
+
+def predict_by_size(
+    model: MultiTaskModel, batch: MixedBatch, heads: Sequence[str], size_divisor: int
+) -> dict[str, Sequence[Prediction]]:
+    """Predictions by head of images that were padded to the size of the largest of the batch.
+
+    Only images of one size, rounded up to ``size_divisor``, go through the network together. Otherwise every
+    convolution would carry what the larger images were padded with a little further into the smaller ones, and a
+    prediction would depend on what else is in its batch.
+    """
+    height, width = (int(side) for side in batch.images.shape[-2:])
+    sizes = [
+        (min(height, -(-info.size[0] // size_divisor) * size_divisor),
+         min(width, -(-info.size[1] // size_divisor) * size_divisor)) for info in batch.info
+    ]  # fmt: skip
+    if all(size == (height, width) for size in sizes):
+        return model.predict(batch, heads)
+    last = batch.images.is_contiguous(memory_format=torch.channels_last)
+    kind = torch.channels_last if last else torch.contiguous_format
+    found: dict[str, dict[int, Prediction]] = {name: {} for name in heads}
+    for size in dict.fromkeys(sizes):
+        rows = [row for row, other in enumerate(sizes) if other == size]
+        images = batch.images[rows, :, : size[0], : size[1]].contiguous(memory_format=kind)
+        part = replace(batch, images=images, info=tuple(batch.info[row] for row in rows), targets={})
+        for name, predictions in model.predict(part, heads).items():
+            found[name].update(zip(rows, predictions, strict=True))
+    return {name: [found[name][row] for row in range(len(batch))] for name in heads}
 
 
 def check_refinable(model: MultiTaskModel, name: str) -> None:
