@@ -65,7 +65,7 @@ def evaluate_panoptic(
     counts = _fast(truth, found) if backend == "fast" and pixels.max(initial=0) <= FAST_PIXELS else None
     if counts is None:
         counts = _by_numpy(truth, found)
-    _warn_of_areas(truth.maps, pixels)
+    _warn_of_maps(truth.maps, pixels)
     things = [category.isthing for category in truth.categories]
     return summary(counts, things, [category.name for category in truth.categories] if per_class else None)
 
@@ -162,34 +162,36 @@ def _segments(maps: PanopticMaps, row: int) -> Segments:
     return Segments(maps.ids[own].astype(np.int64), maps.labels[own].astype(np.int64), maps.crowd[own])
 
 
-def _warn_of_areas(maps: PanopticMaps, pixels: np.ndarray) -> None:
-    """Warn of areas in the JSON file that are not the pixels of their segments.
+def _warn_of_maps(maps: PanopticMaps, pixels: np.ndarray) -> None:
+    """Warn of areas in the JSON file that are not the pixels of their segments, and of pixels of unknown segments.
 
-    No metric depends on them, so that a sample of the images is counted. If it holds such an area, or if the areas of
-    an image are more than its pixels, all images are.
+    No metric depends on the areas, so that a sample of the images is counted. If it holds something to warn of, or if
+    the areas of an image are more than its pixels, all images are counted.
     """
     totals = np.concatenate(([0.0], np.cumsum(np.nan_to_num(maps.areas))))[maps.starts]
     every = max(1, len(maps) // max(SAMPLE_LEAST, round(SAMPLE_SHARE * len(maps))))
-    if not (np.diff(totals) > pixels).any() and not _outdated(maps, range(0, len(maps), every))[0]:
+    if not (np.diff(totals) > pixels).any() and not any(_count(maps, range(0, len(maps), every))):
         return
-    number, example = _outdated(maps, range(len(maps)))
-    if number:
-        warnings.warn(f"{maps.path}: the area of {number} of {len(maps.ids)} segments is not their number of pixels "
-                      f"({example}); pixels are counted, where COCO's tool uses the areas", stacklevel=3)  # fmt: skip
+    areas, unknown = _count(maps, range(len(maps)))
+    if areas:
+        warnings.warn(f"{maps.path}: the area of {len(areas)} of {len(maps.ids)} segments is not their number of "
+                      f"pixels ({areas[0]}); pixels are counted; COCO's tool uses the areas", stacklevel=3)  # fmt: skip
+    if unknown:
+        warnings.warn(f"{maps.path}: the PNGs of {len(unknown)} of {len(maps)} images hold segments that are not in "
+                      f"segments_info ({unknown[0]}), which are not void, as in COCO's tool", stacklevel=3)  # fmt: skip
 
 
-def _outdated(maps: PanopticMaps, rows: range) -> tuple[int, str]:
-    """The number of segments of these images whose area in the file is not their number of pixels, and an example."""
-    number, example = 0, ""
+def _count(maps: PanopticMaps, rows: range) -> tuple[list[str], list[str]]:
+    """Of these images, the segments whose area in the file is another, and the images with unknown segments."""
+    areas: list[str] = []
+    unknown: list[str] = []
     for row in rows:
-        own = maps.segments(row)
-        if np.isnan(maps.areas[own]).all():
-            continue
-        counted, areas = count_pixels(png.read_ids(maps.png(row)), maps.ids[own]), maps.areas[own]
-        wrong = np.flatnonzero((areas != counted) & ~np.isnan(areas))
-        number += len(wrong)
-        if len(wrong) and not example:
-            first = wrong[0]
-            example = (f"segment {maps.ids[own][first]} of image {maps.image_ids[row]}: {areas[first]:g} instead of "
-                       f"{counted[first]}")  # fmt: skip
-    return number, example
+        image, own, ids = maps.image_ids[row], maps.segments(row), png.read_ids(maps.png(row))
+        counted, given = count_pixels(ids, maps.ids[own]), maps.areas[own]
+        areas += [
+            f"segment {maps.ids[own][i]} of image {image}: {given[i]:g} instead of {counted[i]}"
+            for i in np.flatnonzero((given != counted) & ~np.isnan(given)).tolist()
+        ]
+        if other := np.count_nonzero(ids) - int(counted.sum()):
+            unknown.append(f"{maps.png(row)}: {other} pixels")
+    return areas, unknown
