@@ -296,7 +296,7 @@ def _collect_images(rows: Sequence[_Image], report: Report) -> Images:
     if len(set(keys)) < len(keys):
         raise DataError(f"{report.path}: two images have the ID {_first_duplicate(keys)}")
     for row in rows:
-        if row.height * row.width > MAX_PIXELS:
+        if not row.rejected and row.height * row.width > MAX_PIXELS:
             report.reject("images with too many pixels", row.id, (
                 f"{report.path}: image {row.id} is {row.height}x{row.width} (height x width), more than {MAX_PIXELS} "
                 "pixels"

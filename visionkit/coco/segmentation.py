@@ -28,6 +28,8 @@ MARGIN = 1.0
 """How far polygons may reach outside their image, in sides of the image (and 100 pixels)."""
 _MAX_OUTLINE = 20_000_000  # pixels along the edges of an object's polygons; the codec needs about 50 bytes for each
 
+_FORMS = "a list of polygons [[x1, y1, x2, y2, ...], ...] or an RLE {'size': [height, width], 'counts': ...}"
+
 NONE, POLYGONS, RUN_LENGTHS, REJECTED = 0, 1, 2, 3
 """Kinds of segmentations; what was rejected is left out by the reader."""
 
@@ -54,19 +56,18 @@ def normalize_segmentation(value: Any, where: str) -> Segmentation:
         return None
     if isinstance(value, Mapping):
         return _normalize_rle(value, where)
-    expected = "a list of polygons [[x1, y1, x2, y2, ...], ...] or an RLE {'size': [height, width], 'counts': ...}"
     if not isinstance(value, list):
-        raise DataError(f"{where} must be {expected}, not {describe(value)}")
+        raise DataError(f"{where} must be {_FORMS}, not {describe(value)}")
     if not any(isinstance(part, list) for part in value):
         form = "one flat list of numbers" if _are_numbers(value) else f"a list that holds {describe(value[0])}"
-        raise DataError(f"{where} must be {expected}, not {form}")
+        raise DataError(f"{where} must be {_FORMS}, not {form}")
     for part in value:
         if not isinstance(part, list):
-            raise DataError(f"{where} must be {expected}; it is a list that holds {describe(part)}")
+            raise DataError(f"{where} must be {_FORMS}; it is a list that holds {describe(part)}")
         if any(isinstance(item, list) for item in part):
-            raise DataError(f"{where} must be {expected}; its lists are nested one level too deep")
+            raise DataError(f"{where} must be {_FORMS}; its lists are nested one level too deep")
     if len(value) > 1 and all(len(part) == 2 for part in value):
-        raise DataError(f"{where} must be {expected}; it is a list of points [x, y]")
+        raise DataError(f"{where} must be {_FORMS}; it is a list of points [x, y]")
     polygons = [[number(item, f"{where}: a polygon coordinate") for item in part] for part in value]
     return polygons if any(polygons) else None
 
@@ -353,6 +354,9 @@ def _drop_short(
     if any(len(polygon) % 2 for polygon in given):
         problem = "a polygon with an odd number of coordinates"
         report.reject(problem, ids[row], f"{where(row)} has {problem}")
+    elif len(given) > 1 and all(len(polygon) == 2 for polygon in given):
+        report.reject("a segmentation that is a list of points", ids[row],
+                      f"{where(row)} must be {_FORMS}; it is a list of points [x, y]")  # fmt: skip
     elif any(given) and not polygons[row]:
         report.reject("a segmentation of zero area", ids[row],
                       f"{where(row)} has zero area: no polygon has three or more points")  # fmt: skip

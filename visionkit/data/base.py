@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from visionkit.coco.annotations import CocoAnnotations
 from visionkit.types import ImageInfo, LabelSet, Target
 
 
@@ -71,9 +72,14 @@ class Source(ABC):
         """The file and id of an image, for messages, without opening it."""
         return f"image {index}"
 
-    def coco_ground_truth(self) -> dict[str, Any] | None:
-        """The annotations as one COCO dictionary (``images``, ``annotations``, ``categories``), for the official
-        evaluators; ``None`` where there is none, and evaluators then build it from the targets."""
+    def used_classes(self, task: str) -> Collection[str] | None:
+        """The classes that occur in the annotations of a task; ``None`` where only decoding them would tell."""
+        return None
+
+    def coco_ground_truth(self) -> CocoAnnotations | dict[str, Any] | None:
+        """The annotations, for the official evaluators: read by :mod:`visionkit.coco`, or as one COCO dictionary
+        (``images``, ``annotations``, ``categories``). ``None`` where there are none; evaluators then build them from
+        the targets."""
         return None
 
     def problems(self) -> list[str]:

@@ -43,10 +43,10 @@ class _Objects:
 class CocoSource(Source):
     """Images with COCO annotations.
 
-    An image without objects is a negative example: annotated, and nothing is there. Boxes that reach outside their image
-    are clipped, and boxes without area inside it are left out; :meth:`problems` counts both. Objects without a mask are
-    used for boxes, and left out by mask heads. Categories with different keypoints share one list of all their names:
-    a category's own keypoints are at the places of their names, the others are not labeled. Categories without
+    An image without objects is a negative example: annotated, and nothing is there. Boxes that reach outside their
+    image are clipped, and boxes without area inside it are left out; :meth:`problems` counts both. Objects without a
+    mask are used for boxes, and left out by mask heads. Categories with different keypoints share one list of all their
+    names: a category's own keypoints are at the places of their names, the others are not labeled. Categories without
     keypoints don't take part in the task ``keypoints``. What spellings of values are accepted is documented in
     ``docs/reference/coco-files.md``.
 
@@ -166,8 +166,8 @@ class CocoSource(Source):
         self._report.note("boxes reach outside their image: clipped", file.ids[outside & ~empty].tolist())
         self._report.note("boxes have no area inside their image: left out", file.ids[empty].tolist())
         if len(file) >= 10 and outside.mean() > 0.3:
-            self._report.note("boxes in total, of which a large share reaches outside: are they [left, top, right, bottom] "
-                              "instead of [left, top, width, height], or of images of another size?", file.ids.tolist())  # fmt: skip
+            self._report.note("boxes in total, many of which reach outside: are they [left, top, right, bottom] "
+                              "or of images of another size?", file.ids.tolist())  # fmt: skip
         rows = np.flatnonzero(~empty)
         rows = rows[np.argsort(file.image_rows[rows], kind="stable")]
         return _Objects(
@@ -236,6 +236,11 @@ class CocoSource(Source):
             masks=masks,
             keypoints=keypoints,
         )
+
+    def used_classes(self, task: str) -> Collection[str] | None:
+        if self._objects is None or self._file is None or task not in INSTANCE_TASKS:
+            return None
+        return {self._file.categories[label].name for label in np.unique(self._objects.labels).tolist()}
 
     def describe(self, index: int) -> str:
         return f"{self._file_path(index)} (image ID {self._images.ids[index]})"

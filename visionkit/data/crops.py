@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -13,6 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visionkit.coco.annotations import CocoAnnotations
+from visionkit.coco.values import describe, identifier, load_json, number, same_id
+from visionkit.coco.values import field as required
 from visionkit.data.base import Sample, Source, Transform
 from visionkit.data.geometry import Geometry
 from visionkit.data.images import as_hwc, from_hwc
@@ -74,20 +76,29 @@ class ObjectsSource(Source):
 
     def _detected(self, path: str, min_score: float) -> list[_Shown]:
         labels = self.labels[TASK]
-        rows = {self._source.image_id(index): index for index in range(len(self._source))}
-        names = dict(zip(labels.ids, labels.names))
+        rows = {same_id(self._source.image_id(index)): index for index in range(len(self._source))}
+        names = dict(zip(map(same_id, labels.ids), labels.names))
         found = []
-        for number, entry in enumerate(_results(path)):
-            try:
-                image, category, score = entry["image_id"], entry["category_id"], float(entry["score"])
-                x, y, width, height = (float(value) for value in entry["bbox"])
-            except (KeyError, TypeError, ValueError):
-                raise DataError(f"{path}: entry {number} must have image_id, category_id, score and a bbox of four "
-                                f"numbers, not {str(entry)[:100]}") from None  # fmt: skip
+        entries = load_json(path)
+        if not isinstance(entries, list):
+            raise DataError(f"{path}: COCO results must be a list of detections, not {describe(entries)}")
+        for index, entry in enumerate(entries):
+            where = f"{path}: detection number {index + 1}"
+            if not isinstance(entry, dict):
+                raise DataError(f"{where} must be an object, not {describe(entry)}")
+            image, category = (
+                same_id(identifier(required(entry, key, where), f"{where}: '{key}'"))
+                for key in ("image_id", "category_id")
+            )
+            score = number(required(entry, "score", where), f"{where}: 'score'")
+            box = required(entry, "bbox", where)
+            if not isinstance(box, list) or len(box) != 4:
+                raise DataError(f"{where}: 'bbox' must be [left, top, width, height], not {describe(box)}")
+            x, y, width, height = (number(value, f"{where}: a coordinate of 'bbox'") for value in box)
             if image not in rows:
-                raise DataError(f"{path}: entry {number} is of image {image}, which is none of the {len(rows)} images")
+                raise DataError(f"{where} is of image {image!r}, which is none of the {len(rows)} images of the source")
             if category in names and score >= min_score and min(width, height) > 0:
-                crop = Crop(number, (x, y, x + width, y + height), names[category], score)
+                crop = Crop(index, (x, y, x + width, y + height), names[category], score)
                 found.append(_Shown(rows[image], -1, crop))
         return sorted(found, key=lambda shown: shown.index)
 
@@ -110,22 +121,11 @@ class ObjectsSource(Source):
         shown = self._objects[index]
         return f"{self._source.describe(shown.index)}, object {shown.crop.number}"
 
-    def coco_ground_truth(self) -> dict[str, Any] | None:
+    def coco_ground_truth(self) -> CocoAnnotations | dict[str, Any] | None:
         return self._source.coco_ground_truth()
 
     def problems(self) -> list[str]:
         return self._source.problems()
-
-
-def _results(path: str) -> list[Any]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            entries = json.load(file)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as a COCO results file ({error})") from None
-    if not isinstance(entries, list):
-        raise DataError(f"{path}: a COCO results file is a list, not a {type(entries).__name__}")
-    return entries
 
 
 class CropObject(Transform):

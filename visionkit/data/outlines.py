@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import torch
 
+from visionkit.coco.annotations import CocoAnnotations
 from visionkit.data.base import Sample, Source
 from visionkit.data.pairs import built_source
 from visionkit.errors import UserError
@@ -89,7 +90,7 @@ class OutlinesSource(Source):
     def describe(self, index: int) -> str:
         return self._source.describe(index)
 
-    def coco_ground_truth(self) -> dict[str, Any] | None:
+    def coco_ground_truth(self) -> CocoAnnotations | dict[str, Any] | None:
         return self._source.coco_ground_truth()
 
     def problems(self) -> list[str]:

@@ -65,15 +65,26 @@ def heads_fed(pipeline: Pipeline, tasks: Mapping[str, str], name: str, source: S
     return list(config.heads)
 
 
-def resolve_labels(pipeline: Pipeline, plugins: PluginManager, sources: Mapping[str, Source]) -> dict[str, LabelSet]:
+def resolve_labels(
+    pipeline: Pipeline,
+    plugins: PluginManager,
+    sources: Mapping[str, Source],
+    held_out: Mapping[str, Source] | None = None,
+) -> dict[str, LabelSet]:
     """The label set of every head: the names it lists, else those of the head it shares them with, else those of its
-    sources, which must then agree."""
+    sources, which must then agree.
+
+    Args:
+        sources: for training.
+        held_out: for evaluation; their label sets count where there is no source of the same name for training.
+    """
     from visionkit.model.build import labels_feeder, listed_labels
 
     tasks = tasks_of_heads(pipeline, plugins)
     fed_by: dict[str, dict[str, Source]] = {head: {} for head in tasks}
-    for name, source in sources.items():
-        _check_label_map(pipeline, name, source)
+    held_out = held_out or {}
+    for name, source in {**held_out, **sources}.items():
+        _check_label_map(pipeline, name, [group[name] for group in (sources, held_out) if name in group])
         for head in heads_fed(pipeline, tasks, name, source):
             fed_by[head][name] = source
 
@@ -142,9 +153,9 @@ def _labels_of(
     )
 
 
-def _check_label_map(pipeline: Pipeline, name: str, source: Source) -> None:
+def _check_label_map(pipeline: Pipeline, name: str, splits: Sequence[Source]) -> None:
     """Every class that is mapped must be one of the source, and every mapping for one head be named after a head."""
-    classes = list(dict.fromkeys(c for labels in source.labels.values() for c in labels.names))
+    classes = list(dict.fromkeys(c for source in splits for labels in source.labels.values() for c in labels.names))
     for key, value in pipeline.sources[name].labels.items():
         own = isinstance(value, dict)
         if own and key not in pipeline.heads:
@@ -222,6 +233,46 @@ def build_feeds(
                 ("sources", name),
                 f"no head learns what source '{name}' is labelled for ({', '.join(sorted(source.tasks)) or 'nothing'})",
             )
+        if not training:
+            for head in heads:
+                _check_classes(pipeline, name, source, head, tasks[head], labels[head])
         transforms = build_transforms(pipeline, plugins, default if own is None else own)
         feeds.append(Feed(name, source, heads, weight=config.weight, transforms=transforms))
     return feeds
+
+
+def _check_classes(pipeline: Pipeline, name: str, source: Source, head: str, task: str, labels: LabelSet) -> None:
+    """A source that a head is evaluated on must have no class that the head doesn't know: its objects would be missing
+    from the metrics, which would look better than they are."""
+    given = source.labels[task]
+    used = source.used_classes(task)
+    mapped = _mapped_names(pipeline.sources[name], given, head)
+    unknown = [
+        own for own, new in zip(given.names, mapped)
+        if new is not None and new not in labels.names and (used is None or own in used)
+    ]  # fmt: skip
+    if unknown:
+        near = difflib.get_close_matches(unknown[0].lower(), [n.lower() for n in labels.names], n=1)
+        hint = next((f" (did you mean '{n}'?)" for n in labels.names if near and n.lower() == near[0]), "")
+        raise pipeline.fail(
+            ("sources", name),
+            f"the data that head '{head}' is evaluated on has the class '{unknown[0]}'{hint}, which the head doesn't "
+            f"know ({', '.join(labels.names)}), so that its objects would be missing from the metrics; map it or leave "
+            f"it out with labels: {{{unknown[0]}: CLASS or null}}"
+            + (f"; {len(unknown)} classes are unknown: {', '.join(unknown[:8])}" if len(unknown) > 1 else ""),
+        )
+    if labels.keypoints and given.keypoints and given.keypoints != labels.keypoints:
+        raise pipeline.fail(
+            ("sources", name),
+            f"the data that head '{head}' is evaluated on has the keypoints {', '.join(given.keypoints)}, in this "
+            f"order; the head has {', '.join(labels.keypoints)}",
+        )
+
+
+def untrained_heads(pipeline: Pipeline, plugins: PluginManager, feeds: Sequence[Feed]) -> list[str]:
+    """The heads that learn, but for which no source has labels."""
+    from visionkit.model.build import head_class
+    from visionkit.model.graph import learns
+
+    learning = [head for head in pipeline.heads if learns(head_class(pipeline, plugins, head))]
+    return [head for head in learning if not any(head in feed.heads for feed in feeds)]

@@ -146,7 +146,7 @@ def find_conflicts(
     if not sources:
         raise pipeline.fail(("sources",), "nothing to measure on: no source has a `train` split")
     # As in training, where a head may take its classes from held-out data alone.
-    labels = resolve_labels(pipeline, plugins, {**build_sources(pipeline, plugins, "val"), **sources})
+    labels = resolve_labels(pipeline, plugins, sources, build_sources(pipeline, plugins, "val"))
     model = build_model(pipeline, plugins, labels)
     if run is not None:
         load_state(model, RunFolder(Path(run)).require().weights(), str(run))

@@ -63,7 +63,7 @@ def validate(pipeline: Pipeline, plugins: PluginManager, *, all_images: bool = F
     held_out: dict[str, Source] = found.get("annotations (val)", {})
     if not training and not held_out:
         return
-    yield attempt("model", lambda: _model(pipeline, plugins, {**held_out, **training}))
+    yield attempt("model", lambda: _model(pipeline, plugins, training, held_out))
     if "model" not in found:
         return
     model, labels = found["model"]
@@ -96,13 +96,16 @@ def _sources(
     for name, source in sources.items():
         parts.append(f"{name}: {len(source)} images, {', '.join(sorted(source.tasks))}")
         parts += [f"{name}: {problem}" for problem in (*source.problems(), *label_map_problems(source))]
+        for labels in (own for task, own in source.labels.items() if task == "keypoints" and own.keypoints):
+            pairs = ", ".join(f"{labels.keypoints[i]} - {labels.keypoints[j]}" for i, j in labels.swaps)
+            parts.append(f"{name}: {len(labels.keypoints)} keypoints; flipping an image swaps: {pairs or 'none'}")
     return sources, "\n".join(parts) or "no source has this split"
 
 
 def _model(
-    pipeline: Pipeline, plugins: PluginManager, sources: Mapping[str, Source]
+    pipeline: Pipeline, plugins: PluginManager, sources: Mapping[str, Source], held_out: Mapping[str, Source]
 ) -> tuple[tuple[MultiTaskModel, dict[str, LabelSet]], str]:
-    labels = resolve_labels(pipeline, plugins, sources)
+    labels = resolve_labels(pipeline, plugins, sources, held_out)
     model = build_model(pipeline, plugins, labels)
     freeze_parts(model, pipeline)
     heads = model.loss_names()
