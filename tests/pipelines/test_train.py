@@ -105,6 +105,12 @@ def test_a_loss_that_is_not_finite_names_head_and_images(tiny: Path, tmp_path: P
         train(pipeline, PluginManager(), tmp_path / "out", accelerator="cpu")
 
 
+def test_a_head_without_labels_is_named_at_the_start(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    changes = ["sources.stuff.heads=[boxes]", "heads.semantic.labels=[sky]", "train.steps=1", "evaluate.max_images=1"]
+    train(load_pipeline(str(tiny), changes), PluginManager(), tmp_path / "out", accelerator="cpu")
+    assert "NOT TRAINED by any source: semantic" in "".join(capsys.readouterr())
+
+
 def test_parts_learn_at_their_own_rate_or_not_at_all(tiny: Path, tmp_path: Path):
     changes = [
         "train.parts={backbone: {freeze: true}, heads.semantic: {lr_scale: 0.0, weight_decay: 0.0}}",

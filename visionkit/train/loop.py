@@ -12,8 +12,9 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 
 from visionkit.config import Pipeline, check_arguments
+from visionkit.data.label_maps import label_map_problems
 from visionkit.data.loader import Skipped, train_loader
-from visionkit.data.wiring import build_feeds, build_sources, resolve_labels
+from visionkit.data.wiring import build_feeds, build_sources, resolve_labels, untrained_heads
 from visionkit.errors import RunError, UserError
 from visionkit.evaluate.runner import check_metrics
 from visionkit.model import Head, MultiTaskModel
@@ -78,7 +79,7 @@ def train(
     if not sources:
         raise pipeline.fail(("sources",), "nothing to train on: no source has a `train` split")
     held_out = build_sources(pipeline, plugins, "val")
-    labels = resolve_labels(pipeline, plugins, {**held_out, **sources})
+    labels = resolve_labels(pipeline, plugins, sources, held_out)
     first = pipeline if checkpoint is None else without_first_weights(pipeline, plugins)
     model = build_model(first, plugins, labels)
     run = Run(folder, pipeline, model, labels)
@@ -89,9 +90,12 @@ def train(
     images = ", ".join(f"{len(source):,} of {name}" for name, source in sources.items())
     count = sum(parameter.numel() for parameter in model.parameters())
     progress.say(f"{out}: {count:,} parameters; heads {', '.join(model.order)}; images: {images}")
-    for name, source in sources.items():
-        for problem in source.problems():
-            progress.say(f"{name}: {problem}")
+    for split, group in (("", sources), (" (val)", held_out)):
+        for name, source in group.items():
+            for problem in (*source.problems(), *label_map_problems(source)):
+                progress.say(f"{name}{split}: {problem}")
+    if unfed := untrained_heads(pipeline, plugins, feeds):
+        progress.say(f"NOT TRAINED by any source: {', '.join(unfed)}")
     for name in model.order if checkpoint is None else ():
         for problem in model.head(name).problems():
             progress.say(f"{name}: {problem}")
