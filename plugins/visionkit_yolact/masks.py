@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from visionkit.layers.rle import RLE, encode_crops
 from visionkit.layers.semantic import resample
+from visionkit.rle import RLE, encode_crops
 from visionkit.types import ImageInfo, InstanceMasks
 
 

@@ -22,8 +22,8 @@ from visionkit.layers.boxes import (
     soft_nms,
 )
 from visionkit.layers.paste import paste_masks
-from visionkit.layers.rle import decode as decode_rle
 from visionkit.layers.roi import RegionPool
+from visionkit.rle import decode as decode_rle
 from visionkit.types import Anchors, FeatureSpec, ImageInfo, LabelSet, Level
 from visionkit_rcnn.roi_keypoint import RoIKeypoint, cells_of, peaks
 from visionkit_rcnn.rpn import RPN, RPNOutput

@@ -18,12 +18,12 @@ from visionkit.config import parse_pipeline
 from visionkit.data.base import Sample
 from visionkit.data.loader import collate
 from visionkit.errors import UserError
-from visionkit.layers.rle import decode
 from visionkit.model import MultiTaskModel
 from visionkit.model.build import build_model
 from visionkit.model.detectron2 import trained
 from visionkit.model.importing import import_model
 from visionkit.plugins import PluginManager
+from visionkit.rle import decode
 from visionkit.types import ImageInfo, MixedBatch
 from visionkit_rcnn.detectron2_weights import FasterRCNN, KeypointRCNN, MaskRCNN, PanopticFPN
 from visionkit_rcnn.rcnn import RCNN, Regions

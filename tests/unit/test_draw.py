@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from visionkit import rle
 from visionkit.data.coco import CocoSource
 from visionkit.data.images import as_hwc
 from visionkit.draw import (
@@ -26,7 +27,6 @@ from visionkit.draw import (
 from visionkit.draw.instances import SIDES, sides_of
 from visionkit.draw.palette import shade, text_color
 from visionkit.draw.text import Words
-from visionkit.layers import rle
 from visionkit.types import (
     BoxPrediction,
     InstanceTarget,

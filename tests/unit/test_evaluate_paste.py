@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from visionkit.layers import rle
+from visionkit import rle
 from visionkit.layers.paste import paste_masks
 
 

@@ -21,12 +21,12 @@ from visionkit.data.coco_classes import COCO_OBJECTS, COCO_OBJECTS_90, COCO_PERS
 from visionkit.data.loader import collate
 from visionkit.data.transforms import Normalize, Resize
 from visionkit.errors import PluginError, UserError
-from visionkit.layers.rle import decode
 from visionkit.model.build import build_model
 from visionkit.model.importing import import_model, read_state, rename
 from visionkit.model.run import load_model
 from visionkit.model.torchvision import published_batch_norms
 from visionkit.plugins import PluginManager
+from visionkit.rle import decode
 from visionkit.types import ImageInfo
 from visionkit_rcnn.torchvision_weights import FasterRCNN, MaskRCNN
 

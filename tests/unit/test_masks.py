@@ -20,7 +20,7 @@ from visionkit.data.loader import Feed, collate, train_loader
 from visionkit.draw import draw_instances
 from visionkit.evaluate.coco import CocoMasks
 from visionkit.layers import boxes as box_layers
-from visionkit.layers.rle import encode
+from visionkit.rle import encode
 from visionkit.types import ImageInfo, InstanceMasks, InstanceTarget, LabelSet, MaskPrediction
 from visionkit.types import masks as masks_module
 from visionkit_yolact.losses import semantic_loss

@@ -17,8 +17,8 @@ from tests.unit.backbones import Levels
 from visionkit.layers.boxes import decode as decode_box
 from visionkit.layers.boxes import encode
 from visionkit.layers.paste import paste_masks
-from visionkit.layers.rle import decode
 from visionkit.model import MultiTaskModel
+from visionkit.rle import decode
 from visionkit.types import Anchors, FeatureSpec, ImageInfo, InstanceTarget, LabelSet, Level, MixedBatch
 from visionkit_rcnn.rcnn import RCNN, Regions
 from visionkit_rcnn.roi_keypoint import RoIKeypoint

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as reference
 
-from visionkit.layers import rle
+from visionkit import rle
 
 
 def pasted(crop, left, top, height, width):

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torchvision.ops import box_convert, box_iou, nms
 
 from visionkit.layers.boxes import IGNORED, OBJECTLESS, decode, encode
-from visionkit.layers.rle import decode as bitmap
+from visionkit.rle import decode as bitmap
 from visionkit.types import FeatureSpec, ImageInfo, InstanceMasks, InstanceTarget, LabelSet, Level, Mean, MixedBatch
 from visionkit_yolact.fast_nms import cross_class_fast_nms, fast_nms
 from visionkit_yolact.losses import class_loss, mask_loss, semantic_loss

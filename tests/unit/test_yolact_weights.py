@@ -14,13 +14,13 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from tests.formula_weights import formula_weights
+from visionkit import rle
 from visionkit.config import load_pipeline, parse_pipeline
 from visionkit.data.base import Sample
 from visionkit.data.coco_classes import COCO_OBJECTS
 from visionkit.data.loader import collate
 from visionkit.data.wiring import build_transforms
 from visionkit.errors import UserError
-from visionkit.layers import rle
 from visionkit.model import MultiTaskModel
 from visionkit.model.build import build_model
 from visionkit.model.importing import Importer, import_model

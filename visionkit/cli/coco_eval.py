@@ -64,6 +64,8 @@ def command(
     if json_file:
         write_text(json_file, json_text(metrics, indent=1))
     _print(metrics, f"{kind.value}, {dt}")
+    if -1.0 in metrics.values():
+        print("-1: nothing to detect, as pycocotools reports it (no object of this class or size)", file=sys.stderr)
 
 
 def _print(metrics: dict[str, float], title: str) -> None:

@@ -40,6 +40,8 @@ def load_json(path: str | Path) -> Any:
 def read_bytes(path: str | Path) -> bytes:
     """The bytes of a file, without a byte order mark. Raises ``DataError`` that names it."""
     try:
+        if not (Path(path).is_file() or Path(path).is_dir()) and Path(path).exists():
+            raise DataError(f"{path}: is not a regular file")  # a pipe would wait for somebody to write to it
         data = Path(path).read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None

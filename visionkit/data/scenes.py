@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from visionkit.layers import rle
+from visionkit import rle
 
 THINGS = ("circle", "square", "triangle", "star", "robot")
 STUFF = ("sky", "grass", "water", "sand")

@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from visionkit import rle
 from visionkit.data.coco import CocoSource
 from visionkit.data.scenes import (
     COLORS,
@@ -25,7 +26,6 @@ from visionkit.data.scenes import (
     draw_scene,
 )
 from visionkit.errors import DataError
-from visionkit.layers import rle
 
 VERSION = 3  # of the drawings: a data set of another version is not the one that was asked for
 SIGMAS = (0.079, 0.107, 0.072, 0.072, 0.089, 0.089)  # COCO's for head (shoulder), hip, elbow and ankle

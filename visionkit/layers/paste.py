@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from visionkit.layers.rle import RLE, encode_crops
+from visionkit.rle import RLE, encode_crops
 
 
 def paste_masks(

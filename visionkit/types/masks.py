@@ -12,7 +12,7 @@ import torch
 from pycocotools import mask as codec
 from torch import Tensor
 
-from visionkit.types._runs import crop_of_rle, crop_to_runs
+from visionkit.rle import crop_of_rle, crop_to_runs
 from visionkit.types._tree import map_tensors
 
 Crop = tuple[int, int, np.ndarray]
