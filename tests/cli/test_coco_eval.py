@@ -67,7 +67,7 @@ def test_mistakes_are_one_line_and_status_2(golden, capfd, tmp_path):
         assert message in error
         assert len(error.strip().splitlines()) == 1, error
     assert call(golden, "bbox", dt=tmp_path / "none.json") == 2
-    assert "none.json: No such file or directory" in capfd.readouterr().err
+    assert "none.json: no such file" in capfd.readouterr().err
     assert call(golden, "boxes", dt=bad) == 2
 
 
