@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from visionkit.cli.tables import print_metrics
@@ -40,3 +42,17 @@ def test_a_wide_terminal_has_a_column_a_metric(
     assert [cell.strip() for cell in heading.strip("┃").split("┃")][2:] == [
         *("AP", "AP50", "AP75", "mIoU", "pixel_accuracy", "L1", "PSNR", "SSIM"),
     ]
+
+
+def test_what_was_not_measured_is_not_available(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    print_metrics({**METRICS, "shapes/boxes/AP75": math.nan, "val/people/AP": math.nan, "val/people/AP50": math.nan})
+    printed = capsys.readouterr().out
+    assert "nan" not in printed
+    assert printed.split().count("n/a") == 3
+    assert "val: no ground truth that head 'people' could be evaluated on" in printed
+    assert "n/a: there was nothing to measure" in printed
+    print_metrics(METRICS)
+    assert "n/a" not in capsys.readouterr().out

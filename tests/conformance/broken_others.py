@@ -121,6 +121,11 @@ class FailsOnNothing(SoundEvaluator):
         return {"accuracy": right / pixels}
 
 
+class MeasuresNothing(SoundEvaluator):
+    def result(self):
+        return super().result() if self.seen else {"accuracy": 0.0}
+
+
 class AlwaysSatisfied(SoundEvaluator):
     def result(self):
         return {"accuracy": 1.0}
@@ -207,6 +212,7 @@ OTHERS = [
     ("evaluator", CountsTwice, "an_image_counts_once", "seen twice"),
     ("evaluator", MergesTheLastOnly, "halves_merge_into_the_whole", "merged"),
     ("evaluator", FailsOnNothing, "nothing_added_is_no_error", ""),
+    ("evaluator", MeasuresNothing, "nothing_measured_is_no_number", "accuracy is 0, as if it had been measured"),
     ("evaluator", AlwaysSatisfied, "wrong_predictions_are_judged_otherwise", "other images"),
     ("evaluator", LastBatchOnly, "halves_merge_into_the_whole", "merged"),
     ("evaluator", OffByAPixel, "truth_is_judged_perfect", "no perfect value"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -220,7 +221,7 @@ class SoundEvaluator(Evaluator):
 
     def result(self):
         right, pixels = np.array(list(self.seen.values()) or [(0, 0)]).sum(0).tolist()
-        return {"accuracy": right / pixels if pixels else -1.0}
+        return {"accuracy": right / pixels if pixels else math.nan}
 
 
 class SoundTransform(Transform):

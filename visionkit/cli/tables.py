@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+NOT_AVAILABLE = "n/a"
 
 # What to show of each family of metrics in a narrow table; the files hold all of them.
 SHOWN = (
@@ -28,7 +31,7 @@ def print_metrics(metrics: Mapping[str, float]) -> None:
     for row in rows.values():
         if not any(name in row for name in SHOWN):
             names += [name for name in list(row)[:3] if name not in names]
-    shown = {head: {name: f"{row[name]:.3f}" for name in names if name in row} for head, row in rows.items()}
+    shown = {head: {name: in_words(row[name]) for name in names if name in row} for head, row in rows.items()}
 
     if not rows:
         return
@@ -38,6 +41,16 @@ def print_metrics(metrics: Mapping[str, float]) -> None:
         one = {head: ["  ".join(f"{name} {value}" for name, value in row.items())] for head, row in shown.items()}
         table = _table(["metrics"], one, justify="left")
     console.print(table)
+    for (source, head), row in rows.items():
+        if all(math.isnan(value) for value in row.values()):
+            print(f"{source}: no ground truth that head '{head}' could be evaluated on")
+    if any(text == NOT_AVAILABLE for row in shown.values() for text in row.values()):
+        print(f"{NOT_AVAILABLE}: there was nothing to measure (null in JSON)")
+
+
+def in_words(metric: float) -> str:
+    """A metric as tables show it: ``n/a`` where there was nothing to measure."""
+    return NOT_AVAILABLE if math.isnan(metric) else f"{metric:.3f}"
 
 
 def _table(

@@ -45,4 +45,8 @@ class Evaluator(ABC):
 
     @abstractmethod
     def result(self) -> dict[str, float]:
-        """Metrics by their official names."""
+        """Metrics by their official names.
+
+        A metric that nothing was measured for, such as the mean over no pixels, is ``float("nan")``: JSON files then
+        hold ``null``, and tables ``n/a``. No number may stand for it.
+        """

@@ -99,8 +99,8 @@ class BoundaryEvaluator(Evaluator):
         for label, name in enumerate(self.labels.names):
             mine = [found[label] for found in self.images.values() if label in found]
             both, either = sum(one[0] for one in mine), sum(one[1] for one in mine)
-            ious[name] = both / either if either else -1.0
-            scores[name] = sum(one[2] for one in mine) / len(mine) if mine else -1.0
+            ious[name] = both / either if either else math.nan
+            scores[name] = sum(one[2] for one in mine) / len(mine) if mine else math.nan
         out = {"boundary_mIoU": _mean(ious), "boundary_F": _mean(scores)}
         if self.per_class:
             out |= {f"boundary_IoU/{name}": value for name, value in ious.items()}
@@ -141,5 +141,5 @@ def distance_to(pixels: np.ndarray) -> np.ndarray:
 
 
 def _mean(values: Mapping[str, float]) -> float:
-    known = [value for value in values.values() if value >= 0]
-    return sum(known) / len(known) if known else -1.0
+    known = [value for value in values.values() if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan

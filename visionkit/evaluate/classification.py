@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ class ClassificationEvaluator(Evaluator):
     al., ImageNet, IJCV 2015, section 4.1, which counts the errors).
 
     An image of none of the classes does not count. Of classes that are equally likely the first counts as likelier.
-    What cannot be said, for want of a single image, is -1.
+    A metric for which there is not a single image is NaN.
     """
 
     reads = ClassPrediction
@@ -53,4 +54,4 @@ class ClassificationEvaluator(Evaluator):
     def result(self) -> dict[str, float]:
         images = max(1, len(self.ranks))
         hits = {f"top{k}": sum(rank < k for rank in self.ranks.values()) for k in (1, 5)}
-        return {name: count / images if self.ranks else -1.0 for name, count in hits.items()}
+        return {name: count / images if self.ranks else math.nan for name, count in hits.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Collection, Sequence
 from typing import Any, cast
 
@@ -32,7 +33,7 @@ class PckEvaluator(Evaluator):
     - ``mean_error_px``: mean distance in pixels of the original image, over the keypoints of the objects that were
       found; ``found`` is their share among the objects with a labelled keypoint.
 
-    What cannot be said, for want of a single keypoint, is -1.
+    A metric for which there is not a single keypoint is NaN.
 
     Args:
         source, labels: as for every evaluator.
@@ -150,7 +151,7 @@ class PckEvaluator(Evaluator):
         out = {f"{self.metric}@{t:g}": _mean(relative <= t, relative) for t in self.thresholds}
         out["AUC"] = _mean((1 - relative / last).clip(min=0), relative)
         out["mean_error_px"] = _mean(distances, np.where(np.isinf(distances), np.nan, distances))
-        out["found"] = float(np.isfinite(distances).any(1).mean()) if len(distances) else -1.0
+        out["found"] = float(np.isfinite(distances).any(1).mean()) if len(distances) else math.nan
         if self.per_keypoint:
             for k, name in enumerate(self.names):
                 one, pixels = relative[:, k], distances[:, k]
@@ -190,9 +191,9 @@ def pair(
 
 
 def _mean(values: np.ndarray, where: np.ndarray) -> float:
-    """The mean of the values at which ``where`` is a number; -1 where there is none."""
+    """The mean of the values at which ``where`` is a number; NaN where there is none."""
     chosen = values[~np.isnan(where)]
-    return float(chosen.mean()) if chosen.size else -1.0
+    return float(chosen.mean()) if chosen.size else math.nan
 
 
 def _index(names: Sequence[str], name: str) -> int:

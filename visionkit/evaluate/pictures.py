@@ -33,7 +33,7 @@ class PicturesEvaluator(Evaluator):
     """L1 (0 ... 1), PSNR (decibels), SSIM and MS-SSIM, means over the pictures; with weights also LPIPS, FID and KID.
 
     SSIM can be said of pictures from 11 pixels a side on, MS-SSIM from 176 on; smaller ones are left out of its mean,
-    and where none is left it is -1. FID and KID compare all pictures that were made with all that were wanted, which
+    and where none is left it is NaN. FID and KID compare all pictures that were made with all that were wanted, which
     need not belong together: where they do not (source ``unpaired``), nothing else is said of them.
 
     Args:
@@ -134,15 +134,15 @@ class PicturesEvaluator(Evaluator):
 
     @staticmethod
     def _distances(features: list[np.ndarray]) -> dict[str, float]:
-        """FID and KID from the features (2, D) of what was made and what was wanted; -1 for fewer than two pictures."""
+        """FID and KID from the features (2, D) of what was made and what was wanted; NaN for fewer than two."""
         if len(features) < 2:
-            return {"FID": -1.0, "KID": -1.0}
+            return {"FID": math.nan, "KID": math.nan}
         made, wanted = np.stack(features, 1)
         return {"FID": frechet_distance(made, wanted), "KID": kernel_distance(made, wanted)}
 
 
 def _mean(values: list[float]) -> float:
-    return math.fsum(values) / len(values) if values else -1.0
+    return math.fsum(values) / len(values) if values else math.nan
 
 
 def _network(path: str, key: str) -> Callable[..., Tensor]:

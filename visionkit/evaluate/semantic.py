@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ class SemanticEvaluator(Evaluator):
 
     Pixels are counted over the whole set before anything is divided (Long et al., Fully Convolutional Networks, 2015,
     section 5). mIoU is the mean over the classes that occur in the truth or in a prediction, mean_accuracy over those
-    in the truth. What cannot be said, for want of a single pixel, is -1.
+    in the truth. A metric for which there is not a single pixel is NaN.
 
     Args:
         source, labels: as for every evaluator.
@@ -85,11 +86,11 @@ class SemanticEvaluator(Evaluator):
         iou = hit[union > 0] / union[union > 0]
         out = {
             "mIoU": _mean(iou),
-            "pixel_accuracy": float(hit.sum() / matrix.sum()) if matrix.any() else -1.0,
+            "pixel_accuracy": float(hit.sum() / matrix.sum()) if matrix.any() else math.nan,
             "mean_accuracy": _mean(hit[true > 0] / true[true > 0]),
         }
         if self.per_class:
-            out |= {f"IoU/{n}": float(h / u) if u else -1.0 for n, h, u in zip(self.labels.names, hit, union)}
+            out |= {f"IoU/{n}": float(h / u) if u else math.nan for n, h, u in zip(self.labels.names, hit, union)}
         return out
 
 
@@ -114,4 +115,4 @@ def _confusion(truth: torch.Tensor, seen: torch.Tensor, classes: int, ignore: in
 
 
 def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if len(values) else -1.0
+    return float(values.mean()) if len(values) else math.nan

@@ -118,13 +118,14 @@ def check_arguments_are_documented(case: EvaluatorCase) -> None:
 
 
 def check_results_are_named_numbers(case: EvaluatorCase) -> None:
-    """`result` gives numbers by names, the same names whatever was added, and none undefined (NaN)."""
+    """`result` gives numbers by names, the same names whatever was added; NaN is a metric that nothing was measured
+    for."""
     results = [case.result(case.judged), case.result(case.judged[:1])]
     for result in results:
         for name, value in result.items():
-            if not isinstance(name, str) or not isinstance(value, int | float) or math.isnan(value):
+            if not isinstance(name, str) or not isinstance(value, int | float):
                 raise Broken(
-                    f"result has {name!r}: {value!r}; it must be numbers by names (-1 for what cannot be said)"
+                    f"result has {name!r}: {value!r}; it must be numbers by names (NaN where nothing is measured)"
                 )
     if not results[0] or results[0].keys() != results[1].keys():
         raise Broken(
@@ -136,7 +137,7 @@ def check_truth_is_judged_perfect(case: EvaluatorCase) -> None:
     """Predictions made from the truth get the best value of the first metric: 1, 100 or infinity for a score, 0 for an
     error."""
     name, value = next(iter(case.result(case.judged).items()))
-    if value not in (0.0, 100.0) and not math.isinf(value) and abs(value - 1.0) > 1e-6:
+    if value not in (0.0, 100.0) and not math.isinf(value) and not abs(value - 1.0) <= 1e-6:
         raise Broken(f"predictions made from the truth get {name} {value:.4g}, which is no perfect value")
 
 
@@ -188,6 +189,13 @@ def check_nothing_added_is_no_error(case: EvaluatorCase) -> None:
         raise Broken(f"merged into an empty evaluator, the result is another ({said})")
 
 
+def check_nothing_measured_is_no_number(case: EvaluatorCase) -> None:
+    """Before anything was added, every metric is NaN; only counts, which are integers, are 0."""
+    for name, value in case.build().result().items():
+        if not isinstance(value, int) and not math.isnan(value):
+            raise Broken(f"before anything was added, {name} is {value:g}, as if it had been measured; return NaN")
+
+
 def check_asking_changes_nothing(case: EvaluatorCase) -> None:
     """`result` can be asked for twice, and amid the images."""
     evaluator = case.filled(case.mistaken[:2])
@@ -233,5 +241,6 @@ CHECKS = (
     check_halves_merge_into_the_whole,
     check_an_image_counts_once,
     check_nothing_added_is_no_error,
+    check_nothing_measured_is_no_number,
     check_asking_changes_nothing,
 )
