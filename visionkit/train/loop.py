@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -234,7 +235,8 @@ class _Log:
         if self.board:
             with write_errors(self.run.folder.path / "tensorboard"):
                 for key, value in values.items():
-                    self.board.add_scalar(f"{group}/{key}", value, self.run.step)
+                    if math.isfinite(value):  # NaN: there was nothing to measure
+                        self.board.add_scalar(f"{group}/{key}", value, self.run.step)
 
 
 def _tensorboard(run: Run) -> Any:
