@@ -277,17 +277,19 @@ def test_sizes_are_those_of_the_displayed_image(tmp_path: Path) -> None:
 def test_classes_without_a_pixel_and_ignored_pixels_are_reported(tmp_path: Path) -> None:
     files = folders(tmp_path, [mask(0, 255, 255, 0), mask(0, 255, 0, 2)])
     source = FolderSource(**files, classes=["a", "b", "c"])
-    assert label_map_problems(source) == [
-        "38 % of the pixels of the 2 label maps are ignored",
+    assert label_map_problems("mine", source) == [
         "no pixel of the 2 label maps has the class 'b'",
+        "38 % of the pixels of the 2 label maps are ignored",
     ]
-    assert label_map_problems(FolderSource(images=files["images"])) == []
+    assert label_map_problems("mine", FolderSource(images=files["images"])) == []
 
 
 def test_nothing_but_ignored_pixels_is_an_error(tmp_path: Path) -> None:
     source = FolderSource(**folders(tmp_path, [mask(255, 255, 255, 255)] * 2), classes=["a", "b", "c"])
-    with pytest.raises(DataError, match=r"every pixel of the 2 label maps is ignored: none has a value .* a, b, c"):
-        label_map_problems(source)
+    with pytest.raises(
+        DataError, match=r"source 'mine': every pixel of the 2 label maps is ignored: none has a value .* a, b, c"
+    ):
+        label_map_problems("mine", source)
 
 
 def test_a_small_sample_says_nothing_about_rare_classes() -> None:

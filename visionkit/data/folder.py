@@ -119,7 +119,7 @@ class FolderSource(Source):
             ignore = IGNORE
         if ignore is None:
             return ValueTable(table, f"{known}, and none is ignored")
-        hint = "" if classes > 2 else f" (for other values: values: {{0: {names[0]}, 128: {names[-1]}}})"
+        hint = "" if classes > 2 else f" (other values are listed as values: {{0: {names[0]}, VALUE: {names[-1]}}})"
         return ValueTable(table | {int(ignore): IGNORE}, f"{known}, and {ignore} is ignored{hint}")
 
     def __len__(self) -> int:

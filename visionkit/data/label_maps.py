@@ -190,16 +190,18 @@ class LabelCounts:
         if ignored == 1:
             raise DataError(f"every pixel of {of} is ignored: none has a value or color of the classes "
                             f"{', '.join(self.labels.names[:5])}{' ...' if len(self.labels) > 5 else ''}")  # fmt: skip
-        lines = [f"{100 * ignored:.0f} % of the pixels of {of} are ignored"] if ignored > LARGE_SHARE else []
         absent = [name for name, count in zip(self.labels.names, self.pixels) if not count]
+        lines = []
         if absent and (self.maps >= total or self.maps >= 2 * len(self.labels)):
             names = ", ".join(f"'{name}'" for name in absent[:5])
             more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
             lines.append(f"no pixel of {of} has the class {names}{more}")
+        if ignored > LARGE_SHARE or (lines and ignored > 0.01):
+            lines.append(f"{100 * ignored:.0f} % of the pixels of {of} are ignored")
         return lines
 
 
-def label_map_problems(source: Source) -> list[str]:
+def label_map_problems(name: str, source: Source) -> list[str]:
     """What is remarkable about a sample of the label maps of a source, one line each: a large share of ignored pixels,
     classes without a pixel. Maps that cannot be read are left to the run, which stops at them or skips them.
 
@@ -216,7 +218,10 @@ def label_map_problems(source: Source) -> list[str]:
             continue
         if isinstance(target, SemanticTarget):
             counts.add(target.labels.numpy())
-    return counts.lines(len(source))
+    try:
+        return counts.lines(len(source))
+    except DataError as error:
+        raise DataError(f"source '{name}': {error}") from None
 
 
 def spread(length: int, number: int) -> list[int]:

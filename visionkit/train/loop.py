@@ -93,7 +93,7 @@ def train(
     progress.say(f"{out}: {count:,} parameters; heads {', '.join(model.order)}; images: {images}")
     for split, group in (("", sources), (" (val)", held_out)):
         for name, source in group.items():
-            for problem in (*source.problems(), *label_map_problems(source)):
+            for problem in (*source.problems(), *label_map_problems(name, source)):
                 progress.say(f"{name}{split}: {problem}")
     if unfed := untrained_heads(pipeline, plugins, feeds):
         progress.say(f"NOT TRAINED by any source: {', '.join(unfed)}")

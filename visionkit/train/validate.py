@@ -95,7 +95,7 @@ def _sources(
     parts = []
     for name, source in sources.items():
         parts.append(f"{name}: {len(source)} images, {', '.join(sorted(source.tasks))}")
-        parts += [f"{name}: {problem}" for problem in (*source.problems(), *label_map_problems(source))]
+        parts += [f"{name}: {problem}" for problem in (*source.problems(), *label_map_problems(name, source))]
         for labels in (own for task, own in source.labels.items() if task == "keypoints" and own.keypoints):
             pairs = ", ".join(f"{labels.keypoints[i]} - {labels.keypoints[j]}" for i, j in labels.swaps)
             parts.append(f"{name}: {len(labels.keypoints)} keypoints; flipping an image swaps: {pairs or 'none'}")
