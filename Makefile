@@ -13,7 +13,7 @@ READY := .venv/.ready
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint docs bench clean
+.PHONY: help setup demo test fuzz lint docs bench clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -28,6 +28,9 @@ demo: $(READY)  ## train four heads on drawn scenes and print their metrics (min
 test: lint docs  ## everything a change must pass: lint, docs, tests
 	@echo "== tests"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+fuzz: $(READY)  ## read thousands of damaged files of every kind (about an hour; finds crashes and wrong results)
+	@$(BIN)/python -m tests.fuzz --processes $(WORKERS)
 
 lint: $(READY)  ## ruff, mypy and the rules of who may import whom
 	@echo "== ruff"
