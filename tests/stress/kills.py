@@ -128,11 +128,12 @@ def kill_and_resume(command: Command, whole: Path, out: Path, kills: int, rng: r
     total = len(command.images)
     for number in range(kills):
         done = progress[-1] if progress else 0
-        target = rng.randint(done, total + total // 4)
+        late = done >= total or rng.random() < 0.25  # when everything is predicted, and files are written
+        target = total if late else rng.randint(done, total - 1)
         process = command.start(out, resume=number > 0)
-        while process.poll() is None and len_of(out / command.journal) < min(target, total):
+        while process.poll() is None and len_of(out / command.journal) < target:
             time.sleep(0.001)
-        time.sleep(rng.uniform(0, 0.1 if target < total else 1.5))
+        time.sleep(rng.uniform(0, 1.5 if late else 0.02))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         progress.append(command.check(out))
@@ -200,7 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=20, help="of each command")
     parser.add_argument("--disks", type=int, default=6, help="full disks in all")
-    parser.add_argument("--images", type=int, default=60)
+    parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--in-namespace", metavar="ROOT", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -214,7 +215,7 @@ def main() -> None:
         for name in ("eval", "predict"):
             command, left, series = Command(name, root), options.kills, 0
             while left:
-                kills = min(left, rng.randint(1, 5))
+                kills = min(left, rng.randint(1, 4))
                 out = root / f"{name}_{series}"
                 progress = kill_and_resume(command, root / f"whole_{name}", out, kills, rng)
                 left, series = left - kills, series + 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import TypeVar
 
 import cv2
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visionkit.rle import crop_of_rle
 from visionkit.types import (
     BoxPrediction,
     InstanceMasks,
@@ -24,6 +25,7 @@ from visionkit.types import (
 )
 
 Item = TypeVar("Item")
+Crop = tuple[int, int, np.ndarray]
 
 
 def shrink(item: Item, before: tuple[int, int], after: tuple[int, int]) -> Item:
@@ -46,10 +48,11 @@ def shrink(item: Item, before: tuple[int, int], after: tuple[int, int]) -> Item:
         if isinstance(out, InstanceTarget):
             out.areas = out.areas * (x * y)
             if out.masks is not None:
-                out.masks = _smaller((out.masks.select(torch.tensor([i])) for i in range(len(out))), after, x, y)
+                corners = out.masks.windows[:, :2].tolist()
+                crops = ((*corner, crop.cpu().numpy()) for corner, crop in zip(corners, out.masks.crops()))
+                out.masks = _smaller(crops, after, x, y)
         if isinstance(out, MaskPrediction):
-            one_by_one = (InstanceMasks.from_rles([rle], rle["size"]) for rle in out.rles)
-            out.rles = [rle for rle in _smaller(one_by_one, after, x, y).to_rles() if rle is not None]
+            out.rles = [rle for rle in _smaller(map(crop_of_rle, out.rles), after, x, y).to_rles() if rle is not None]
         if isinstance(out, InstanceTarget | KeypointPrediction) and out.keypoints is not None:
             out.keypoints = out.keypoints * out.keypoints.new_tensor((x, y, 1))
     return out
@@ -60,17 +63,18 @@ def _nearest(values: Tensor, size: tuple[int, int]) -> Tensor:
     return values.cpu()[rows][:, columns]
 
 
-def _smaller(masks: Iterator[InstanceMasks], size: tuple[int, int], x: float, y: float) -> InstanceMasks:
-    """Masks, each of which comes alone, so that only one exists at full size."""
-    return InstanceMasks.from_crops((_smaller_crop(mask, size, x, y) for mask in masks), size)
+def _smaller(crops: Iterable[Crop], size: tuple[int, int], x: float, y: float) -> InstanceMasks:
+    """Masks as left, top and pixels of each, only one of which is needed at full size at a time."""
+    return InstanceMasks.from_crops((_smaller_crop(*crop, size, x, y) for crop in crops), size)
 
 
-def _smaller_crop(mask: InstanceMasks, size: tuple[int, int], x: float, y: float) -> tuple[int, int, np.ndarray]:
-    left, top, width, height = mask.windows[0].tolist()
-    if not width:
-        return 0, 0, np.zeros((0, 0), np.uint8)
-    crop = next(iter(mask.crops())).cpu().numpy()
+def _smaller_crop(left: int, top: int, crop: np.ndarray, size: tuple[int, int], x: float, y: float) -> Crop:
+    height, width = crop.shape
+    if not crop.size:
+        return 0, 0, crop
     new = max(1, round(width * x)), max(1, round(height * y))
-    bitmap = cv2.resize(crop * np.uint8(255), new, interpolation=cv2.INTER_AREA) >= 96
+    # Two pixels for one of the drawing are enough to average over.
+    few = crop[:: max(1, int(0.5 / y)), :: max(1, int(0.5 / x))] * np.uint8(255)
+    bitmap = cv2.resize(np.ascontiguousarray(few), new, interpolation=cv2.INTER_AREA) >= 96
     left, top = min(round(left * x), size[1] - 1), min(round(top * y), size[0] - 1)
     return left, top, bitmap[: size[0] - top, : size[1] - left].astype(np.uint8)

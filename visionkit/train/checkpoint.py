@@ -59,8 +59,9 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         os.replace(beside, path)
     except (OSError, RuntimeError) as error:
         beside.unlink(missing_ok=True)
-        # torch's archive writer reports a failed write as a RuntimeError of its own.
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        # torch's archive writer reports a failed write as a RuntimeError of its own, with the OSError as its context.
+        cause = error if isinstance(error, OSError) else error.__context__
+        reason = (cause.strerror if isinstance(cause, OSError) else None) or str(error).splitlines()[0]
         held = "; the checkpoint before it is intact" if path.exists() else ""
         raise RunError(f"cannot write checkpoint {path}: {reason}{held}") from None
 
