@@ -38,20 +38,21 @@ def conform(adapter: TypeAdapter, annotation: Any, data: Any, name: str = "") ->
     Raises:
         Finding: it does not conform.
     """
+    data = with_values(data)
     try:
         # JSON is what YAML gives, and pydantic's strict mode for JSON is just what a reader of YAML expects: no text
         # becomes a number, no number a truth, but a list may be a tuple.
         return adapter.validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
         if use_values(error, data):
-            return conform(adapter, annotation, with_values(data), name)
+            return conform(adapter, annotation, data, name)
         raise first_finding(error, annotation, data, name) from None
 
 
 def use_values(error: ValidationError, data: Any) -> bool:
     """Let each :class:`VariableText` that is an error stand for its value; whether there was one."""
     values = [value_at(data, existing(data, e["loc"])) for e in error.errors(include_url=False)]
-    texts = [value for value in values if isinstance(value, VariableText) and not value.as_value]
+    texts = [value for value in values if isinstance(value, VariableText)]
     for text in texts:
         text.as_value = True
     return bool(texts)
