@@ -102,7 +102,7 @@ MISTAKES = {
     "missing annotations": (lambda f: (f / "instances.json").unlink(), "instances.json", "no such"),
     "missing image": (lambda f: (f / "images" / "2.jpg").unlink(), "2.jpg", ""),
     "truncated image": (truncate, "2.jpg", "truncated"),
-    "broken json": (lambda f: (f / "instances.json").write_text('{"images": [\n1,,]}'), "instances.json", "instances.json:2"),
+    "broken json": (lambda f: (f / "instances.json").write_text('{"images": [\n1,,]}'), "instances.json:2"),
     "category that is not listed": (
         break_annotations(lambda d: d["annotations"][0].update(category_id=7)), "annotation 11", "category"
     ),

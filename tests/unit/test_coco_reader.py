@@ -113,7 +113,10 @@ REFUSED = {
     "infinity": ({"segmentation": [[1, 2, float("-inf"), 4, 5, 6]]}, r"annotation 1: 'segmentation': .* finite number"),
     "far": ({"segmentation": FAR}, r"annotation 1 .*: the coordinate 200000000.0 lies far outside the image of 64x48"),
     "flat": ({"segmentation": SQUARE[0]}, r"annotation 1: 'segmentation' must be a list of polygons .* one flat list"),
-    "pairs": ({"segmentation": [[1, 2], [3, 4], [5, 6]]}, r"annotation 1 .*'segmentation' .* a list of points \[x, y\]"),
+    "pairs": (
+        {"segmentation": [[1, 2], [3, 4], [5, 6]]},
+        r"annotation 1 .*'segmentation' .* a list of points \[x, y\]",
+    ),
     "deep": ({"segmentation": [SQUARE]}, r"annotation 1: 'segmentation' .* nested one level too deep"),
     "name": ({"segmentation": "mask.png"}, r"annotation 1: 'segmentation' .* not 'mask.png' \(a string\)"),
     "number": ({"segmentation": 5}, r"annotation 1: 'segmentation' .* not 5 \(a number\)"),

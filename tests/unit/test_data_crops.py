@@ -150,7 +150,8 @@ def test_boxes_of_a_file_are_looked_at_in_place_of_the_annotated_ones(folder: Pa
 @pytest.mark.parametrize(
     ("content", "said"),
     [('[{"image_id": 99, "category_id": 5, "bbox": [1, 2, 3, 4], "score": 1}]', "image 99, which is none of the 6"),
-     ('[{"image_id": 1, "bbox": [1, 2, 3, 4]}]', "number 1 has no 'category_id'"), ("{}", "must be a list of detections, not an empty object"),
+     ('[{"image_id": 1, "bbox": [1, 2, 3, 4]}]', "number 1 has no 'category_id'"),
+     ("{}", "must be a list of detections, not an empty object"),
      ("nonsense", "not valid JSON"), ("[]", "no object")],
 )  # fmt: skip
 def test_a_wrong_file_of_boxes_is_told_in_one_line(folder: Path, tmp_path: Path, content: str, said: str) -> None:

@@ -269,7 +269,11 @@ WRONG_RESULTS = [
     ("bbox", {"not": "a list"}, "COCO results must be a list of detections, not an object"),
     ("bbox", [3], r"detection number 1 must be an object, not 3 \(a number\)"),
     ("bbox", [result(), result(image_id=7), result(image_id=8)], "number 2 has the image_id 7, .* it has 2: 1, 2"),
-    ("bbox", [result(category_id=1)], "number 1 has the category_id 1, which the ground truth doesn't have; it has 1: 3"),
+    (
+        "bbox",
+        [result(category_id=1)],
+        "number 1 has the category_id 1, which the ground truth doesn't have; it has 1: 3",
+    ),
     ("bbox", [result(), result(score=...)], r"detection number 2 \(image 1\) has no 'score'"),
     ("bbox", [result(score="high")], r"number 1 \(image 1\): 'score' must be a number, not 'high' \(a string\)"),
     ("bbox", [result(score=float("nan"))], "'score' must be .*finite.*nan"),

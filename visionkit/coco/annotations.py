@@ -434,9 +434,10 @@ class _Reader:
         where = f"{self.path}: annotation {name}"
         if not isinstance(row, Mapping):
             raise DataError(f"{self.path}: an entry of 'annotations' must be an object, not {describe(row)}")
-        entry = _Entry(*(
-            identifier(required(row, key, where), f"{where}: '{key}'") for key in ("id", "image_id", "category_id")
-        ))  # fmt: skip
+        image_id, category_id = (
+            identifier(required(row, key, where), f"{where}: '{key}'") for key in ("image_id", "category_id")
+        )
+        entry = _Entry(identifier(required(row, "id", where), f"{where}: 'id'"), image_id, category_id)
         try:
             self._normalize_fields(row, entry, where)
         except DataError as error:
@@ -561,7 +562,7 @@ class _Reader:
                 out[rows[:, None], places] = values.reshape(len(rows), len(places), 3)
                 self.plain &= len(places) == len(self.names)
         self.plain &= not self.names or bool((lengths > 0).all())
-        bad = (~np.isin(out[..., 2], (0, 1, 2))).any(-1)
+        bad = np.asarray((~np.isin(out[..., 2], (0, 1, 2))).any(-1))
         self.report.reject_rows(bad, ids, "keypoints with a visibility other than 0, 1 and 2", lambda i: (
             f"annotation {ids[i]} has a keypoint with the visibility "
             f"{next(v for v in out[i, :, 2].tolist() if v not in (0, 1, 2)):g}; it must be 0, 1 or 2"

@@ -169,7 +169,7 @@ def all_flip_pairs(categories: Sequence[Category], names: Sequence[str]) -> Pair
 
 
 def _renumber(lists: Any, names: Sequence[str]) -> Pairs:
-    pairs = {}
+    pairs: dict[tuple[int, int], None] = {}
     for category, own in lists:
         for first, second in own:
             pairs[names.index(category.keypoints[first]), names.index(category.keypoints[second])] = None

@@ -212,8 +212,8 @@ class CocoResults:
         parts = [self._columns(chunk) for chunk in self._chunks]
         if not parts:
             none = np.zeros(0)
-            rows, boxes, points = none.astype(np.int64), np.zeros((0, 4)), np.zeros((0, len(self.names), 3))
-            return ResultColumns(rows, rows, none, boxes, none, [], points)
+            rows = none.astype(np.int64)
+            return ResultColumns(rows, rows, none, np.zeros((0, 4)), none, [], np.zeros((0, len(self.names), 3)))
         names = ("image_rows", "labels", "scores", "boxes", "areas")
         values = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
         masks = [mask for part in parts for mask in part.masks or ()] if parts[0].masks is not None else None

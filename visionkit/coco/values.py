@@ -109,10 +109,10 @@ def whole(value: Any, where: str, *, least: int = -MAX_WHOLE) -> int:
     """A whole number of at least ``least``, which may be stored as a string or as a float such as 640.0."""
     if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
         value = float(value)
-    usual = isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= MAX_WHOLE
-    if usual and value == int(value):
-        if value >= least:
-            return int(value)
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if is_number and abs(value) <= MAX_WHOLE and (out := int(value)) == value:
+        if out >= least:
+            return out
         raise DataError(f"{where} must be a whole number of {least} or more, not {describe(value)}")
     raise DataError(f"{where} must be a whole number, not {describe(value)}")
 

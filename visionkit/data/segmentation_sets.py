@@ -42,7 +42,7 @@ class _LabelMaps(Source):
     def __init__(self, items: list[Item], labels: LabelSet, ignored: Collection[int]) -> None:
         self._items = items
         self.labels = {"semantic": labels}
-        table = dict.fromkeys(ignored, IGNORE) | {value: label for label, value in enumerate(labels.ids)}
+        table = dict.fromkeys(ignored, IGNORE) | {int(value): label for label, value in enumerate(labels.ids)}
         others = sorted(set(ignored) - set(labels.ids))
         allowed = (
             f"the classes are {min(labels.ids)} ... {max(labels.ids)}, and "

@@ -268,7 +268,7 @@ class _Inputs:
         boxes = self.results.boxes
         return bool((self.results.areas == boxes[:, 2] * boxes[:, 3]).all())
 
-    def detection_masks(self) -> list[dict[str, Any]]:
+    def detection_masks(self) -> list[Any]:
         sizes = self.truth.images.sizes[self.results.image_rows].tolist()
         return [{"size": size, "counts": mask.decode()} for size, mask in zip(sizes, self.results.masks or ())]
 

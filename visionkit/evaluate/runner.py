@@ -395,7 +395,7 @@ def _evaluators(
 def source_labels(pipeline: Pipeline, feed: Feed, head: str, labels: LabelSet) -> LabelSet:
     """The labels of a head with the category ids of this source; -1 for a class that the source does not know."""
     theirs = feed.source.labels[feed.heads[head][0]]
-    ids = dict.fromkeys(labels.names, -1)
+    ids: dict[str, int | str] = dict.fromkeys(labels.names, -1)
     for name, number in zip(theirs.names, theirs.ids):
         mapped = pipeline.sources[feed.name].labels_for(head).get(name, name)
         if mapped is not None and ids.get(mapped) == -1:

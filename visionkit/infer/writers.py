@@ -132,7 +132,7 @@ class PredictionWriter:
 
     def skip(self, *, image_id: int | str, name: str, reason: str, path: str = "") -> None:
         """Take in an image that has no results, and why."""
-        entry = {"image_id": image_id, "file": file_stamp(path), "records": {}, "skipped": reason}
+        entry: dict[str, Any] = {"image_id": image_id, "file": file_stamp(path), "records": {}, "skipped": reason}
         self._commit(self._new_name(name), entry, {})
 
     def close(self, *, keep: bool = True) -> None:

@@ -28,7 +28,7 @@ class LabelSet:
     """
 
     names: tuple[str, ...]
-    ids: tuple[int, ...] = ()
+    ids: tuple[int | str, ...] = ()
     things: tuple[bool, ...] = ()
     colors: tuple[tuple[int, int, int], ...] = ()
     keypoints: tuple[str, ...] = ()
