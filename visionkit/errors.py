@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+import re
+
+LONGEST = 2000  # characters of a message; file names and values may have any length
+
 
 class UserError(Exception):
-    """Something the user gave is wrong. The message says what was seen, where, and what is allowed."""
+    """Something the user gave is wrong. The message says what was seen, where, and what is allowed.
+
+    It is one line, whatever names and values it quotes: line breaks and other control characters are escaped, and the
+    middle of an overlong message is left out.
+    """
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
+
+
+def one_line(text: str) -> str:
+    """``text`` with control characters escaped, and without its middle where it is too long."""
+    plain = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda match: ascii(match[0])[1:-1], text)
+    return plain if len(plain) <= LONGEST else f"{plain[: LONGEST // 2]} ... {plain[5 - LONGEST // 2 :]}"
 
 
 class PipelineError(UserError):

@@ -94,7 +94,7 @@ def test_raw_values_are_written_as_they_are() -> None:
 
 def test_no_surface_shows_a_bug(repository: Path, tmp_path: Path) -> None:
     """In a process of its own, which has one thread and so can fork."""
-    command = [sys.executable, "-m", "tests.fuzz", "--inputs", "30", "--commands", "0", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.fuzz", "--inputs", "24", "--commands", "0", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(done.stdout.splitlines()) == len(harness.SURFACES)

@@ -129,20 +129,19 @@ def check_instances(
 def raw_masks(path: Path) -> Callable[[Any, tuple[int, int]], np.ndarray | None]:
     """A function that decodes the segmentation of an annotation in the file as it is, by pycocotools alone.
 
-    It returns ``None`` where the file is not what pycocotools expects: the ID is not a number or is given twice, or the
-    segmentation is neither polygons of six or more numbers nor run lengths for the size of the image.
+    It returns ``None`` where the file is not what pycocotools expects: an ID is not a whole number or is given twice,
+    or the segmentation is neither polygons of six or more numbers nor run lengths for the size of the image.
     """
     try:
         entries = json.loads(path.read_bytes())["annotations"]
-        found: dict[Any, list[Any]] = {}
-        for entry in entries:
-            found.setdefault(entry["id"], []).append(entry.get("segmentation"))
+        segmentations = {entry["id"]: entry.get("segmentation") for entry in entries}
+        if len(segmentations) < len(entries) or not all(type(number) is int for number in segmentations):
+            segmentations = {}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        found = {}
+        segmentations = {}
 
     def decode(number: Any, size: tuple[int, int]) -> np.ndarray | None:
-        segmentations = found.get(number, ())
-        return codec_mask(segmentations[0], size) if len(segmentations) == 1 else None
+        return codec_mask(segmentations.get(number), size)
 
     return decode
 

@@ -178,7 +178,7 @@ def _change_tree(rng: Random, text: str) -> str:
         if rng.random() < 0.5 and not _holds_raw(tree):
             return yaml.safe_dump(tree, sort_keys=False, allow_unicode=rng.random() < 0.5)
         return dump(tree).decode()
-    except (yaml.YAMLError, RecursionError, ValueError, TypeError):  # an earlier change left no valid YAML
+    except Exception:  # PyYAML raises many; an earlier change left no valid YAML
         return text
 
 
