@@ -49,6 +49,7 @@ def test_a_run_leaves_everything_that_later_commands_need(done: Path):
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 6]
     assert {"semantic/cross_entropy", "boxes/rpn_box", "masks/mask", "keypoints/keypoint"} <= set(lines[-2]["losses"])
     assert {p.name for p in (done / "predictions" / "things").iterdir()} == {
+        "predictions.jsonl",
         "boxes.json",
         "masks.json",
         "keypoints.json",
