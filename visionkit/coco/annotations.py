@@ -192,6 +192,23 @@ class _Entry(msgspec.Struct, gc=False):
     num_keypoints: int | None = None
 
 
+class _EntryWithBox(msgspec.Struct, gc=False):
+    """As :class:`_Entry`, where masks are not needed."""
+
+    id: Id
+    image_id: Id
+    category_id: Id
+    bbox: tuple[float, float, float, float]
+    area: float | None = None
+    iscrowd: Literal[0, 1] = 0
+    keypoints: list[float] | None = None
+    num_keypoints: int | None = None
+
+    @property
+    def segmentation(self) -> None:
+        return None
+
+
 class _File(msgspec.Struct):
     images: msgspec.Raw = msgspec.Raw()
     annotations: list[msgspec.Raw] | None = None
@@ -376,7 +393,8 @@ class _Reader:
         self.names = all_keypoints(self.categories)
         self.places = [[self.names.index(name) for name in category.keypoints] for category in self.categories]
         self.known_names = bool(self.names)
-        self.decoder = msgspec.json.Decoder(list[_Entry])
+        self.entry_type = _Entry if "masks" in self.parts else _EntryWithBox
+        self.decoder = msgspec.json.Decoder(list[self.entry_type])  # type: ignore[name-defined]
         self.one = msgspec.json.Decoder(_Entry)
 
     # -- one chunk
@@ -491,7 +509,7 @@ class _Reader:
 
         if "masks" not in self.parts:
             for entry in chunk:
-                if entry.bbox is not None:
+                if entry.segmentation and entry.bbox is not None:
                     entry.segmentation = None
         unsized = np.flatnonzero(sizes.min(1, initial=MAX_SIDE) <= 0)
         for entry in (chunk[row] for row in unsized.tolist()):

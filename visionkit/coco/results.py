@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import numpy as np
 from visionkit import rle
 from visionkit.coco.annotations import MAX_COORDINATE, CocoAnnotations, Id
 from visionkit.coco.report import Report, some
+from visionkit.coco.run_lengths import measure
 from visionkit.coco.segmentation import MAX_SIDE, RLE, SegmentationTable, normalize_segmentation
 from visionkit.coco.values import describe, identifier, no_garbage_collection, number, parse_json, read_bytes, same_id
 from visionkit.coco.values import field as required
@@ -46,12 +48,22 @@ class _Keypoints(msgspec.Struct, gc=False):
     bbox: tuple[float, float, float, float] | None = None
 
 
+# Without other fields, which other tools may use and this reader does not: ``area`` and ``id``, for instance.
+class _PlainBox(_Box, gc=False, forbid_unknown_fields=True):
+    pass
+
+
+class _PlainMask(_Mask, gc=False, forbid_unknown_fields=True):
+    pass
+
+
+class _PlainKeypoints(_Keypoints, gc=False, forbid_unknown_fields=True):
+    pass
+
+
 _Detection = _Box | _Mask | _Keypoints
 _TYPES: dict[str, type] = {"bbox": _Box, "segmentation": _Mask, "keypoints": _Keypoints}
-
-
-# Fields of a detection that other tools use, and this reader measures itself.
-_MEASURED = (b'"id"', b'"area"', b'"iscrowd"', b'"num_keypoints"', b"\\u")
+_PLAIN_TYPES: dict[str, type] = {"bbox": _PlainBox, "segm": _PlainMask, "keypoints": _PlainKeypoints}
 
 
 @dataclass
@@ -95,23 +107,37 @@ def read_results(
         DataError: the file is not a results file, or a detection is wrong; the message names the file, the number of
             the detection, the field and the value.
     """
-    plain = False
-    rows: Any = given
-    if isinstance(given, str | Path):
-        where, data = str(given), read_bytes(given)
-        try:
-            rows = msgspec.json.decode(data, type=list[msgspec.Raw])
-            others = {f'"{name}"'.encode() for key, name in _FIELDS.items() if key != type} - {b'"bbox"'}
-            plain = not any(key in data for key in (*_MEASURED, *others))
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-            rows = parse_json(data, given)  # NaN and Infinity, or a message that says what is wrong
-    if not isinstance(rows, list | tuple):
-        raise DataError(f"{where}: COCO results must be a list of detections, not {describe(rows)}")
-    results = CocoResults(where, truth, type, *_first_fields(rows, type, where), plain)
     with no_garbage_collection():
+        rows: Any = given
+        if isinstance(given, str | Path):
+            where, data = str(given), read_bytes(given)
+            try:
+                entries = msgspec.json.decode(data, type=list[_PLAIN_TYPES[type]])  # type: ignore[misc]
+                has_boxes = bool(entries) and entries[0].bbox is not None
+                results = CocoResults(where, truth, type, _FIELDS[type], has_boxes, _num_keypoints(entries), plain=True)
+                for start in range(0, len(entries), _CHUNK):
+                    results.take(entries[start : start + _CHUNK])
+                return results
+            except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+                rows = _split(data, where)
+        if not isinstance(rows, list | tuple):
+            raise DataError(f"{where}: COCO results must be a list of detections, not {describe(rows)}")
+        results = CocoResults(where, truth, type, *_first_fields(rows, type, where), plain=False)
         for start in range(0, len(rows), _CHUNK):
-            results.add(rows[start : start + _CHUNK])
+            results.take(results.decode(rows[start : start + _CHUNK]))
     return results
+
+
+def _split(data: bytes, path: str) -> Any:
+    """The detections as one JSON text each."""
+    try:
+        return msgspec.json.decode(data, type=list[msgspec.Raw])
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return parse_json(data, path)  # NaN and Infinity, or a message that says what is wrong
+
+
+def _num_keypoints(entries: Sequence[Any]) -> int:
+    return len(entries[0].keypoints) // 3 if entries and hasattr(entries[0], "keypoints") else 0
 
 
 def _first_fields(rows: Sequence[Any], type: ResultType, path: str) -> tuple[str, bool, int]:
@@ -136,14 +162,14 @@ def _as_object(row: Any, where: str, path: str) -> Mapping[str, Any]:
 
 @dataclass
 class _Chunk:
-    """Some detections: the number of the first, the entries (or the rows to decode again), and what they refer to."""
+    """Some detections: the number of the first, the entries, and what they refer to."""
 
     start: int
     entries: list[Any]
     image_rows: np.ndarray
     labels: np.ndarray
-    masks: SegmentationTable | None = None
-    rows: Sequence[Any] = ()
+    encodings: list[bytes] = field(default_factory=list)
+    areas: np.ndarray | None = None
 
 
 @dataclass
@@ -183,11 +209,10 @@ class CocoResults:
     def __len__(self) -> int:
         return self._size
 
-    def add(self, rows: Sequence[Any]) -> None:
-        """Take in the next detections, each as JSON or as a dictionary."""
+    def take(self, entries: list[Any]) -> None:
+        """Check the next detections, and keep them."""
         start = self._size
-        self._size += len(rows)
-        entries = self._decode(rows, start)
+        self._size += len(entries)
         ids = [category.id for category in self.truth.categories]
         chunk = _Chunk(
             start, entries,
@@ -203,8 +228,6 @@ class CocoResults:
             self._check_masks(chunk)
         elif self.name == "keypoints":
             self._check_keypoints(chunk)
-        if self.plain:  # Most likely, nobody needs the columns; a second look at the file is cheaper than to keep all.
-            chunk.entries, chunk.rows, chunk.masks = [], rows, None
         self._chunks.append(chunk)
 
     def columns(self) -> ResultColumns:
@@ -221,10 +244,6 @@ class CocoResults:
         return ResultColumns(**values, masks=masks, keypoints=np.concatenate(points) if points else None)
 
     def _columns(self, chunk: _Chunk) -> ResultColumns:
-        if chunk.rows:
-            chunk = replace(chunk, entries=self._decode(chunk.rows, chunk.start), rows=())
-            if self.name == "segmentation":
-                self._check_masks(chunk)
         entries = chunk.entries
         scores = np.array([entry.score for entry in entries], np.float64)
         boxes = np.array([entry.bbox for entry in entries], np.float64).reshape(-1, 4) if self.has_boxes else (
@@ -243,15 +262,15 @@ class CocoResults:
                 )
         return out
 
-    def _decode(self, rows: Sequence[Any], start: int) -> list[Any]:
+    def decode(self, rows: Sequence[Any]) -> list[Any]:
+        """The next detections, each given as JSON or as a dictionary, in their typed form."""
         try:
             if isinstance(rows[0], msgspec.Raw):
                 return self.decoder.decode(b"[" + b",".join(rows) + b"]")
             return msgspec.convert(rows, list[self.row_type])  # type: ignore[name-defined]
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, TypeError):
-            return [
-                self._normalize(row, f"{self.path}: detection number {start + i + 1}") for i, row in enumerate(rows)
-            ]
+            first = self._size + 1
+            return [self._normalize(row, f"{self.path}: detection number {i}") for i, row in enumerate(rows, first)]
 
     def _normalize(self, row: Any, where: str) -> _Detection:
         row = _as_object(row, where, self.path)
@@ -302,16 +321,27 @@ class CocoResults:
         raise DataError(f"{self.path}: detection number {chunk.start + i + 1} (image {image}): {problem}")
 
     def _check_masks(self, chunk: _Chunk) -> None:
-        sizes = self.truth.images.sizes[chunk.image_rows]
-        for i in np.flatnonzero(sizes.min(1, initial=MAX_SIDE) <= 0)[:1].tolist():
-            self._refuse(chunk, i, "the image has no height and width in the ground truth")
+        """Put the masks into the compressed form, and check that they have the size of their image."""
         segmentations = [entry.segmentation for entry in chunk.entries]
-        self.plain &= all(type(one) is RLE for one in segmentations)
-        chunk.masks = SegmentationTable.build(
-            segmentations, range(len(sizes)), sizes, Report(self.path),
+        expected = self.truth.images.sizes[chunk.image_rows]
+        if all(type(one) is RLE and type(one.counts) is str for one in segmentations):
+            sizes = np.fromiter(chain.from_iterable([one.size for one in segmentations]), np.int64).reshape(-1, 2)
+            texts = [one.counts.encode("utf-8", errors="replace") for one in segmentations]
+            totals, areas = measure(texts)
+            if (sizes == expected).all() and (totals == expected.prod(1)).all():
+                chunk.encodings, chunk.areas = texts, areas.astype(np.float64)
+                return
+        self.plain = False
+        for i in np.flatnonzero(expected.min(1, initial=MAX_SIDE) <= 0)[:1].tolist():
+            self._refuse(chunk, i, "the image has no height and width in the ground truth")
+        table = SegmentationTable.build(
+            segmentations, range(len(expected)), expected, Report(self.path),
             lambda i: f"{self.path}: detection number {chunk.start + i + 1} (image {chunk.entries[i].image_id}): "
                       "'segmentation'",
         )  # fmt: skip
+        encodings = [table.encode(row) for row in range(len(table))]
+        chunk.encodings = [one["counts"] for one in encodings]
+        chunk.areas = rle.area(encodings).astype(np.float64)
 
     def _check_keypoints(self, chunk: _Chunk) -> None:
         lengths = np.fromiter((len(entry.keypoints) for entry in chunk.entries), np.int64, len(chunk.entries))
@@ -322,18 +352,15 @@ class CocoResults:
         self.plain &= len({len(places) for places in self.places}) == 1
 
     def _add_masks(self, out: ResultColumns, chunk: _Chunk) -> None:
-        table = chunk.masks
-        assert table is not None
-        for row in [row for row in range(len(table)) if row not in table.encodings]:
-            table.encodings[row] = table.encode(row)["counts"]
-            table.areas[row] = table.num_pixels(row)
-        out.masks = [table.encodings[row] for row in range(len(table))]
-        if not self.has_boxes:
-            out.areas = table.areas
-            if self.type == "bbox":
-                encodings = [{"size": size, "counts": mask} for size, mask in zip(table.sizes.tolist(), out.masks)]
-                corners = rle.to_boxes(encodings)
-                out.boxes = np.concatenate((corners[:, :2], corners[:, 2:] - corners[:, :2]), 1)
+        out.masks = chunk.encodings
+        if self.has_boxes:
+            return
+        assert chunk.areas is not None
+        out.areas = chunk.areas
+        if self.type == "bbox":
+            sizes = self.truth.images.sizes[chunk.image_rows].tolist()
+            corners = rle.to_boxes([{"size": size, "counts": mask} for size, mask in zip(sizes, out.masks)])
+            out.boxes = np.concatenate((corners[:, :2], corners[:, 2:] - corners[:, :2]), 1)
 
     def _add_keypoints(self, out: ResultColumns, chunk: _Chunk) -> None:
         out.keypoints = np.zeros((len(out), len(self.names), 3))

@@ -9,7 +9,6 @@ damaged encoding, or never returns, so nothing reaches it that this module has n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -30,6 +29,8 @@ def measure(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     if len(chunks) <= 1:
         parts = [_measure(chunk) for chunk in chunks]
     else:
+        from concurrent.futures import ThreadPoolExecutor  # which takes longer to import than most files to check
+
         with ThreadPoolExecutor(2) as pool:  # NumPy works on large arrays without the interpreter's lock
             parts = list(pool.map(_measure, chunks))
     totals, areas = ([part[i] for part in parts] or [np.zeros(0, np.int64)] for i in (0, 1))
