@@ -139,6 +139,20 @@ def test_a_killed_command_resumes_to_the_same_files(run: Path, tmp_path: Path, c
     assert contents(tmp_path / "whole") == contents(tmp_path / "out")
 
 
+def test_an_image_that_has_changed_is_predicted_again_with_its_batch(run: Path, tmp_path: Path) -> None:
+    arguments = ("eval", run, "--plugin", run.parent / "toys.py", "--device", "cpu")
+    call(*arguments, "--out", tmp_path)
+    first = contents(tmp_path)
+    image = sorted((run.parent / "val" / "images").iterdir())[1]
+    os.utime(image, (1, 1))
+    call(*arguments, "--out", tmp_path, "--resume")
+    journal = "predictions/shapes/predictions.jsonl"
+    second = contents(tmp_path)
+    assert {name for name in first if first[name] != second[name]} == {journal}
+    assert second[journal].startswith(first[journal])
+    assert second[journal].count(b"\n") == first[journal].count(b"\n") + 1  # the others of its batch came out the same
+
+
 def test_an_evaluation_of_something_else_does_not_resume(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -93,7 +93,7 @@ def command(
         results = predictor.stream(pending, heads=wanted, batch_size=batch_size, on_error=on_error)
         for i, (file, name, image_id) in enumerate(zip(files, names, ids)):
             result = next(results) if again[i] else None
-            if done[i] or result is None:
+            if result is None:
                 writer.keep(name)
             elif result.error is not None:
                 print(f"skipped: {result.error}", file=sys.stderr)

@@ -200,19 +200,17 @@ class _SourceEvaluation:
     def _predictions(self, batch: MixedBatch, device: torch.device) -> dict[str, list[Prediction]]:
         """By head, from the journal if it holds the whole batch: in the last bits, a prediction may depend on the
         other images of its batch. What the model predicts goes into the journal."""
-        stored = [self._stored(info) for info in batch.info]
-        fresh = None if all(one is not None for one in stored) else self._predict(batch, device)
-        out: dict[str, list[Prediction]] = {head: [] for head in self.heads}
-        for row, (info, known) in enumerate(zip(batch.info, stored)):
-            if known is None:
-                assert fresh is not None
-                known = {head: fresh[head][row] for head in self.heads}
-                if self.journal is not None:
-                    entry = {"file": file_stamp(info.path), "predictions": _encoded(known)}
+        stored = [one for info in batch.info if (one := self._stored(info)) is not None]
+        if len(stored) == len(batch):
+            return {head: [one[head] for one in stored] for head in self.heads}
+        fresh = self._predict(batch, device)
+        if self.journal is not None:
+            for row, info in enumerate(batch.info):
+                predictions = _encoded({head: fresh[head][row] for head in self.heads})
+                entry = {"image": info.key, "file": file_stamp(info.path), "predictions": predictions}
+                if info.key not in self.journal or self.journal[info.key] != entry:
                     self.journal.append(info.key, entry)
-            for head in self.heads:
-                out[head].append(known[head])
-        return out
+        return fresh
 
     def _predict(self, batch: MixedBatch, device: torch.device) -> dict[str, list[Prediction]]:
         """What the model predicts, on the CPU, where the journal has it too."""
@@ -307,7 +305,11 @@ class _SourceEvaluation:
             name = str(sample.info.path or sample.info.id)
             data = visualization(lambda: self._comparison(sample, predictions[sample.info.key]), name)  # noqa: B023
             if data is not None:
-                write_optional(folder / f"{index:03d}_{safe_name(Path(name).stem)}.jpg", data)
+                path = folder / f"{index:03d}_{safe_name(Path(name).stem)}.jpg"
+                write_optional(path, data)
+                for earlier in folder.glob(f"{index:03d}_*.jpg"):  # of another image that was the same one in turn
+                    if earlier != path:
+                        earlier.unlink(missing_ok=True)
 
     def _samples_shown(self) -> Iterator[Sample]:
         """The first images once more, with their targets. That one cannot be read costs visualizations alone."""

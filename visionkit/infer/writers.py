@@ -163,8 +163,12 @@ class PredictionWriter:
         return file
 
     def _commit(self, name: str, entry: dict[str, Any], files: Mapping[str, bytes]) -> None:
-        """Files under hidden names first, then the line of the journal, then the files into their places."""
+        """Files under hidden names first, then the line of the journal, then the files into their places. Nothing is
+        written if an earlier process has written the same."""
         hashes = {file: digest(data) for file, data in files.items()}
+        if name in self._journal and self._journal[name] == {"image": name, **entry, "files": hashes}:
+            self._count_entry(name, entry | {"files": hashes})
+            return
         for file, data in files.items():
             try:
                 _write(_hidden(self.out / file, hashes[file]), data)
