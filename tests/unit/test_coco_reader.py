@@ -87,6 +87,19 @@ def test_sizes_and_ids_may_be_strings(tmp_path: Path) -> None:
     assert out.ids.tolist() == [1, 2], "strings are numbered"
 
 
+def test_ids_of_any_size(tmp_path: Path) -> None:
+    data = dataset(id=2**63)
+    assert same(read(tmp_path, data), read(tmp_path, dataset()))
+
+
+@pytest.mark.parametrize("key", ["name", "id"])
+def test_halves_of_characters_are_refused(key: str, tmp_path: Path) -> None:
+    data = dataset()
+    data["categories"][0][key] = "\ud800"
+    with pytest.raises(DataError, match=f"'{key}' must be valid Unicode, not "):
+        read(tmp_path, data)
+
+
 @pytest.mark.parametrize("text", ["1", "true", "True", "1.0", 1, True])
 def test_crowds_as_text(text: Any, tmp_path: Path) -> None:
     assert read(tmp_path, dataset(iscrowd=text)).crowd.tolist() == [True, False]
@@ -210,7 +223,10 @@ def test_files_that_are_not_coco_files(tmp_path: Path) -> None:
 
 CATEGORIES = {
     "twice": ({"keypoints": ["a", "b", "a"]}, "two keypoints have the name 'a'"),
-    "no name": ({"keypoints": ["a", 3]}, r"keypoint 2 must be a name, not 3 \(a number\)"),
+    "no name": (
+        {"keypoints": ["a", 3]},
+        r"the name of keypoint 2 must be a string that is not empty, not 3 \(a number\)",
+    ),
     "sigmas": ({"keypoints": ["a", "b"], "sigmas": [0.1]}, "1 sigmas for 2 keypoints"),
     "sigma": ({"keypoints": ["a"], "sigmas": [0]}, "'sigmas' must be above 0"),
     "skeleton": (

@@ -80,7 +80,7 @@ class CocoAnnotations:
         path: the file, for messages.
         images: the list ``images``.
         categories: the list ``categories``.
-        ids: (N,) int64 annotation IDs; numbers from 1 where the file has strings.
+        ids: (N,) int64 annotation IDs; numbers from 1 where the file has strings or larger numbers.
         image_rows: (N,) int64 rows in ``images``.
         labels: (N,) int64 positions in ``categories``.
         crowd: (N,) bool.
@@ -620,7 +620,8 @@ class _Reader:
             name: np.concatenate(self.columns.pop(name) or [empty.get(name, np.zeros(0, np.int64))]) for name in names
         }
         num = len(keys)
-        ids = np.array(keys, np.int64) if all(type(key) is int for key in keys) else np.arange(1, num + 1)
+        fits = all(type(key) is int and abs(key) < 2**63 for key in keys)
+        ids = np.array(keys, np.int64) if fits else np.arange(1, num + 1)
         all_ids = (self.given_ids, self.images.ids, [category.id for category in self.categories])
         self.plain &= all(type(i) is int for ids_of_kind in all_ids for i in ids_of_kind)
         if self.masks:

@@ -81,8 +81,7 @@ def _read_keypoint_names(names: Any, where: str) -> tuple[str, ...]:
     if not isinstance(names, list):
         raise DataError(f"{where}: 'keypoints' must be a list of names, not {describe(names)}")
     for index, name in enumerate(names):
-        if not isinstance(name, str) or not name:
-            raise DataError(f"{where}: keypoint {index + 1} must be a name, not {describe(name)}")
+        text(name, f"{where}: the name of keypoint {index + 1}")
         if name in names[:index]:
             raise DataError(f"{where}: two keypoints have the name '{name}'")
     return tuple(names)

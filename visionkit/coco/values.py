@@ -128,13 +128,24 @@ def flag(value: Any, where: str) -> bool:
 def text(value: Any, where: str) -> str:
     """A string that is not empty."""
     if isinstance(value, str) and value:
-        return value
+        return _unicode(value, where)
     raise DataError(f"{where} must be a string that is not empty, not {describe(value)}")
+
+
+def _unicode(value: str, where: str) -> str:
+    """The string, which JSON may have filled with halves of characters that no file can hold."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{where} must be valid Unicode, not {describe(value)}") from None
+    return value
 
 
 def identifier(value: Any, where: str) -> int | str:
     """An ID: a whole number or a string. Whether two IDs are the same is decided by :func:`same_id`."""
     if isinstance(value, str) and value:
+        return _unicode(value, where)
+    if isinstance(value, int) and not isinstance(value, bool):
         return value
     if isinstance(value, bool | str) or not isinstance(value, Real):
         raise DataError(f"{where} must be a whole number or a string, not {describe(value)}")
