@@ -168,7 +168,7 @@ def change_tiff(rng: Random, data: bytes) -> bytes:
             else:  # value or offset
                 struct.pack_into(order + "I", out, entry + 8, rng.choice(SIZES))
         return bytes(out)
-    except struct.error:
+    except (struct.error, ValueError):  # an earlier change left no directory
         return change_bytes(rng, data)
 
 
