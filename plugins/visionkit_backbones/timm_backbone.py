@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from visionkit.errors import UserError
 from visionkit.layers.norm import freeze_batch_norms
-from visionkit.layers.pooling import pool_before_relu
 from visionkit.model import Backbone
 from visionkit.types import FeatureSpec, Level
 from visionkit_backbones.deformable import deform_stages
@@ -113,7 +112,6 @@ class TimmBackbone(Backbone):
         if stride_in_1x1:
             _stride_in_1x1(self.body, model)
         deform_stages(self.body, model, deformable_stages, modulated)
-        pool_before_relu(self.body, set(getattr(self.body, "return_layers", {"act1"})))
         stages = [info.module_name(i) for name, i in indices.items() if int(name[1:]) >= 2]
         if not 0 <= frozen_stages <= len(stages):
             raise UserError(
