@@ -39,6 +39,7 @@ def command(
 
     from visionkit.cli.tables import print_metrics
     from visionkit.config import load_pipeline
+    from visionkit.data.label_maps import label_map_problems
     from visionkit.data.wiring import build_sources
     from visionkit.errors import RunError
     from visionkit.evaluate.runner import evaluate_model
@@ -57,7 +58,7 @@ def command(
         raise RunError(f"{pipeline or run}: nothing to evaluate on: no source has a `val` split "
                        f"(give one with --set sources.NAME={{name: coco, val: ...}} or --pipeline FILE)")  # fmt: skip
     for name, source in sources.items():
-        for problem in source.problems():
+        for problem in (*source.problems(), *label_map_problems(name, source)):
             print(f"{name}: {problem}", file=sys.stderr)
     where = pick_device(device)
     model = loaded.model.to(where)

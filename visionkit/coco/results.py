@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -63,7 +63,11 @@ class _PlainKeypoints(_Keypoints, gc=False, forbid_unknown_fields=True):
 
 _Detection = _Box | _Mask | _Keypoints
 _TYPES: dict[str, type] = {"bbox": _Box, "segmentation": _Mask, "keypoints": _Keypoints}
-_PLAIN_TYPES: dict[str, type] = {"bbox": _PlainBox, "segm": _PlainMask, "keypoints": _PlainKeypoints}
+_PLAIN_DECODERS: dict[str, msgspec.json.Decoder] = {
+    "bbox": msgspec.json.Decoder(list[_PlainBox]),
+    "segm": msgspec.json.Decoder(list[_PlainMask]),
+    "keypoints": msgspec.json.Decoder(list[_PlainKeypoints]),
+}
 
 
 @dataclass
@@ -112,7 +116,8 @@ def read_results(
         if isinstance(given, str | Path):
             where, data = str(given), read_bytes(given)
             try:
-                entries = msgspec.json.decode(data, type=list[_PLAIN_TYPES[type]])  # type: ignore[misc]
+                decode: Callable[[bytes], list[Any]] = _PLAIN_DECODERS[type].decode
+                entries = decode(data)
                 has_boxes = bool(entries) and entries[0].bbox is not None
                 results = CocoResults(where, truth, type, _FIELDS[type], has_boxes, _num_keypoints(entries), plain=True)
                 for start in range(0, len(entries), _CHUNK):
