@@ -105,6 +105,13 @@ def test_crowds_as_text(text: Any, tmp_path: Path) -> None:
     assert read(tmp_path, dataset(iscrowd=text)).crowd.tolist() == [True, False]
 
 
+def test_numbers_of_keypoints_are_checked(tmp_path: Path) -> None:
+    data = dataset(keypoints=[1, 2, 2], num_keypoints=-1)
+    data["categories"][0]["keypoints"] = ["a"]
+    with pytest.raises(DataError, match="annotation 1: 'num_keypoints' must be a whole number of 0 or more, not -1"):
+        read(tmp_path, data)
+
+
 FAR = [[10, 10, 2e8, 10, 30, 30]]
 REFUSED = {
     "crowd": ({"iscrowd": "maybe"}, r"annotation 1: 'iscrowd' must be 0 or 1, not 'maybe' \(a string\)"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -189,7 +189,7 @@ class _Entry(msgspec.Struct, gc=False):
     iscrowd: Literal[0, 1] = 0
     segmentation: list[list[float]] | RLE | None = None
     keypoints: list[float] | None = None
-    num_keypoints: int | None = None
+    num_keypoints: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
 class _EntryWithBox(msgspec.Struct, gc=False):
@@ -202,7 +202,7 @@ class _EntryWithBox(msgspec.Struct, gc=False):
     area: float | None = None
     iscrowd: Literal[0, 1] = 0
     keypoints: list[float] | None = None
-    num_keypoints: int | None = None
+    num_keypoints: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
     @property
     def segmentation(self) -> None:
