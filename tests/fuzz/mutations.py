@@ -132,7 +132,7 @@ def _duplicate(rng: Random, at: Any, key: Any) -> None:
     if isinstance(at, list):
         at.insert(rng.randrange(len(at) + 1), copy.deepcopy(at[key]))
     else:
-        at[rng.choice((f"{key} ", key.upper(), f"_{key}", "extra"))] = copy.deepcopy(at[key])
+        at[rng.choice((f"{key} ", str(key).upper(), f"_{key}", "extra"))] = copy.deepcopy(at[key])
 
 
 def _swap(rng: Random, at: Any, key: Any) -> None:

@@ -207,6 +207,7 @@ WRONG = {
     "missing file": (with_images({"file_name": "gone.png"}), r"image 7: no such file .*gone\.png \(1 of 3", True),
     "up": (with_images({"file_name": "../../7.png"}), r"file name '\.\./\.\./7\.png' leads out of the folder", False),
     "absolute": (with_images({"file_name": "/etc/passwd"}), r"file name '/etc/passwd' leads out of", False),
+    "long": (with_images({"file_name": "x/" * 600}), r"a file name has 1,200 characters", False),
     "no list": ({"images": [], "categories": []}, r"the list 'annotations' is missing", False),
 }  # fmt: skip
 
