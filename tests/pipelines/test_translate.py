@@ -37,7 +37,7 @@ def test_a_run_that_was_interrupted_ends_bit_for_bit_the_same(root: Path, tmp_pa
     train(small(root, "train.steps=2"), PluginManager(), tmp_path / "parts", accelerator="cpu")
     parts = train(small(root), PluginManager(), tmp_path / "parts", resume=True, accelerator="cpu")
     assert {"shapes/semantic/mIoU", "shapes/boxes/AP50", "shapes/edges/L1"} <= set(whole)
-    assert whole == parts
+    assert whole == pytest.approx(parts, rel=0, abs=0, nan_ok=True)
     first, second = (
         torch.load(tmp_path / name / "checkpoints" / "last.pt", weights_only=True) for name in ("whole", "parts")
     )

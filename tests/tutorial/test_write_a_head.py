@@ -101,7 +101,7 @@ def test_the_metric_is_that_of_the_paper(workshop: Path) -> None:
     found = plugins.load("head", "depth").makes(torch.tensor([[2.2, 2.0], [7.0, 1.0]]))
 
     one, other = (plugins.load("evaluator", "depth")(source, source.labels["depth"]) for _ in range(2))
-    assert one.result()["AbsRel"] == -1.0
+    assert np.isnan(one.result()["AbsRel"])
     one.add([found], [truth], [sample.info])
     other.add([found], [truth], [sample.info])
     one.merge([other.state()])
