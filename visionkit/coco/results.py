@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -48,26 +48,8 @@ class _Keypoints(msgspec.Struct, gc=False):
     bbox: tuple[float, float, float, float] | None = None
 
 
-# Without other fields, which other tools may use and this reader does not: ``area`` and ``id``, for instance.
-class _PlainBox(_Box, gc=False, forbid_unknown_fields=True):
-    pass
-
-
-class _PlainMask(_Mask, gc=False, forbid_unknown_fields=True):
-    pass
-
-
-class _PlainKeypoints(_Keypoints, gc=False, forbid_unknown_fields=True):
-    pass
-
-
 _Detection = _Box | _Mask | _Keypoints
 _TYPES: dict[str, type] = {"bbox": _Box, "segmentation": _Mask, "keypoints": _Keypoints}
-_PLAIN_DECODERS: dict[str, msgspec.json.Decoder] = {
-    "bbox": msgspec.json.Decoder(list[_PlainBox]),
-    "segm": msgspec.json.Decoder(list[_PlainMask]),
-    "keypoints": msgspec.json.Decoder(list[_PlainKeypoints]),
-}
 
 
 @dataclass
@@ -114,20 +96,10 @@ def read_results(
     with no_garbage_collection():
         rows: Any = given
         if isinstance(given, str | Path):
-            where, data = str(given), read_bytes(given)
-            try:
-                decode: Callable[[bytes], list[Any]] = _PLAIN_DECODERS[type].decode
-                entries = decode(data)
-                has_boxes = bool(entries) and entries[0].bbox is not None
-                results = CocoResults(where, truth, type, _FIELDS[type], has_boxes, _num_keypoints(entries), plain=True)
-                for start in range(0, len(entries), _CHUNK):
-                    results.take(entries[start : start + _CHUNK])
-                return results
-            except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-                rows = _split(data, where)
+            where, rows = str(given), _split(read_bytes(given), str(given))
         if not isinstance(rows, list | tuple):
             raise DataError(f"{where}: COCO results must be a list of detections, not {describe(rows)}")
-        results = CocoResults(where, truth, type, *_first_fields(rows, type, where), plain=False)
+        results = CocoResults(where, truth, type, *_first_fields(rows, type, where))
         for start in range(0, len(rows), _CHUNK):
             results.take(results.decode(rows[start : start + _CHUNK]))
     return results
@@ -139,10 +111,6 @@ def _split(data: bytes, path: str) -> Any:
         return msgspec.json.decode(data, type=list[msgspec.Raw])
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return parse_json(data, path)  # NaN and Infinity, or a message that says what is wrong
-
-
-def _num_keypoints(entries: Sequence[Any]) -> int:
-    return len(entries[0].keypoints) // 3 if entries and hasattr(entries[0], "keypoints") else 0
 
 
 def _first_fields(rows: Sequence[Any], type: ResultType, path: str) -> tuple[str, bool, int]:
@@ -188,7 +156,6 @@ class CocoResults:
         name: the field that is read.
         has_boxes: whether detections have a ``bbox``.
         num_keypoints: of a detection, where the ground truth doesn't know it.
-        plain: whether the file needed no correction, so that other tools read the same from it.
     """
 
     path: str
@@ -197,7 +164,6 @@ class CocoResults:
     name: str
     has_boxes: bool
     num_keypoints: int
-    plain: bool
     _chunks: list[_Chunk] = field(default_factory=list)
     _size: int = 0
 
@@ -311,7 +277,6 @@ class CocoResults:
         ids = [getattr(entry, key) for entry in entries]
         rows = [table.get(value, -1) for value in ids]
         if -1 in rows:
-            self.plain = False
             rows = [table.get(same_id(value), -1) for value in ids]
         if -1 in rows:
             i = rows.index(-1)
@@ -336,7 +301,6 @@ class CocoResults:
             if (sizes == expected).all() and (totals == expected.prod(1)).all():
                 chunk.encodings, chunk.areas = texts, areas.astype(np.float64)
                 return
-        self.plain = False
         for i in np.flatnonzero(expected.min(1, initial=MAX_SIDE) <= 0)[:1].tolist():
             self._refuse(chunk, i, "the image has no height and width in the ground truth")
         table = SegmentationTable.build(
@@ -354,7 +318,6 @@ class CocoResults:
         for i in np.flatnonzero(lengths != expected)[:1].tolist():
             self._refuse(chunk, i, f"'keypoints' has {lengths[i]} numbers; the category {chunk.entries[i].category_id} "
                                    f"has {expected[i] // 3} keypoints, so {expected[i]} numbers")  # fmt: skip
-        self.plain &= len({len(places) for places in self.places}) == 1
 
     def _add_masks(self, out: ResultColumns, chunk: _Chunk) -> None:
         out.masks = chunk.encodings

@@ -25,8 +25,9 @@ import numpy as np
 
 from visionkit.coco.annotations import CocoAnnotations, Part, parse_annotations, read_annotations
 from visionkit.coco.categories import all_sigmas
+from visionkit.coco.plain import is_plain
 from visionkit.coco.report import some
-from visionkit.coco.results import CocoResults, ResultColumns, read_results
+from visionkit.coco.results import ResultColumns, read_results
 from visionkit.coco.segmentation import NONE
 from visionkit.coco.values import same_id
 from visionkit.errors import DataError
@@ -87,10 +88,10 @@ def evaluate_coco(
     truth = _as_annotations(ground_truth, type)
     if type == "segm" and len(truth) and (truth.masks.kind == NONE).all():
         raise DataError(f"{truth.path}: no annotation has a segmentation to compare masks with")
-    results = read_results(detections, truth, type)
-    inputs = _Inputs.build(truth, results, type, sigmas, image_ids, limits)
-    if isinstance(ground_truth, str | Path) and isinstance(detections, str | Path) and truth.plain and results.plain:
-        inputs.files = str(ground_truth), str(detections)
+    files = None
+    if backend == "fast" and isinstance(ground_truth, str | Path) and isinstance(detections, str | Path):
+        files = (str(ground_truth), str(detections)) if truth.plain and is_plain(detections, truth, type) else None
+    inputs = _Inputs.build(truth, detections, files, type, sigmas, image_ids, limits)
     if inputs.is_empty:
         shape = 10, 101, len(truth.categories), 3 if type == "keypoints" else 4, len(limits)
         precision, recall = -np.ones(shape), -np.ones((shape[0], *shape[2:]))
@@ -150,11 +151,12 @@ class _Inputs:
         image_ids, category_ids: new ID of each image and category of the ground truth.
         wanted: new IDs of the images that are evaluated.
         sigmas: (K,) for keypoints.
-        files: the ground truth and the results, where these hold just what was read.
+        files: the ground truth and the results, where other tools read the same from these as we do.
     """
 
     truth: CocoAnnotations
-    checked: CocoResults
+    given: Sequence[Mapping[str, Any]] | str | Path
+    files: tuple[str, str] | None
     type: Type
     limits: Sequence[int]
     image_ids: np.ndarray
@@ -162,18 +164,18 @@ class _Inputs:
     class_names: list[str]
     wanted: list[int]
     sigmas: np.ndarray | None
-    files: tuple[str, str] | None = None
 
     @cached_property
     def results(self) -> ResultColumns:
         """The detections as arrays."""
-        return self.checked.columns()
+        return read_results(self.given, self.truth, self.type).columns()
 
     @classmethod
     def build(
         cls,
         truth: CocoAnnotations,
-        results: CocoResults,
+        detections: Sequence[Mapping[str, Any]] | str | Path,
+        files: tuple[str, str] | None,
         type: Type,
         sigmas: Sequence[float] | None,
         image_ids: Sequence[int | str] | None,
@@ -186,14 +188,23 @@ class _Inputs:
         ]  # fmt: skip
         if unknown := [image_id for image_id, row in zip(image_ids or (), rows) if row < 0]:
             raise DataError(f"{truth.path}: has no images with the IDs {some(unknown, 5)}")
-        points = len(truth.keypoint_names) or results.num_keypoints or len(sigmas or ())
-        given = sigmas or all_sigmas(truth.categories, truth.keypoint_names) or None
-        return cls(
-            truth, results, type, limits, new_images, new_categories,
+        inputs = cls(
+            truth, detections, files, type, limits, new_images, new_categories,
             class_names=_class_names(truth, new_categories),
             wanted=sorted({int(new_images[row]) for row in rows}),
-            sigmas=keypoint_sigmas(given, points) if type == "keypoints" else None,
+            sigmas=None,
         )  # fmt: skip
+        points = len(truth.keypoint_names)
+        if files is None:
+            keypoints = (
+                inputs.results.keypoints
+            )  # where the ground truth doesn't say it, any number of keypoints will do
+            points = points or (0 if keypoints is None else keypoints.shape[1]) or len(sigmas or ())
+        if type == "keypoints":
+            inputs.sigmas = keypoint_sigmas(
+                sigmas or all_sigmas(truth.categories, truth.keypoint_names) or None, points
+            )
+        return inputs
 
     @property
     def is_empty(self) -> bool:
