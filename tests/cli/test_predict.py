@@ -172,7 +172,7 @@ def test_ids_come_from_an_annotation_file(run: Path, plugin: Path, images: Path,
         ),
         (["{images}", "--device", "cuda:77"], "device 'cuda:77' is not available"),
         (["{images}", "--source", "shapes"], "no source 'shapes' in this run"),
-        (["{images}", "--annotations", "{images}/none.json"], "none.json: cannot be read"),
+        (["{images}", "--annotations", "{images}/none.json"], "none.json: no such file"),
     ],
 )
 def test_mistakes_give_one_line_and_status_2(

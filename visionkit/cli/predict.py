@@ -211,15 +211,13 @@ def read_ids(annotations: Path, files: Sequence[Path]) -> list[int | str]:
     Raises:
         DataError: it is no such annotation file, a file is not in it, or two files have one id.
     """
-    import json
+    from visionkit.coco.annotations import read_images
+    from visionkit.coco.report import Report
+    from visionkit.coco.values import entries, load_json
 
-    try:
-        entries: Any = json.loads(annotations.read_text(encoding="utf-8"))
-        known = {Path(entry["file_name"]).parts: entry["id"] for entry in entries["images"]}
-    except OSError as error:
-        raise DataError(f"{annotations}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{annotations}: not a COCO annotation file: {type(error).__name__} {error}") from None
+    path = str(annotations)
+    images = read_images(entries(load_json(path), "images", path), Report(path))
+    known = {Path(name).parts: image_id for name, image_id in zip(images.file_names, images.ids) if name}
     ids: list[int | str] = []
     taken: dict[int | str, Path] = {}
     for file in files:

@@ -122,7 +122,9 @@ def _is_there(folder: str, wanted: dict[str, Any]) -> bool:
     try:
         with open(os.path.join(folder, "parameters.json"), encoding="utf-8") as file:
             found = json.load(file)
-    except (OSError, ValueError):
+        if not isinstance(found, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError, RecursionError):
         raise DataError(f"{folder}: holds something that is not a data set of shapes; name another folder") from None
     if found != wanted:
         differ = ", ".join(f"{k} {found.get(k)} instead of {v}" for k, v in wanted.items() if found.get(k) != v)
