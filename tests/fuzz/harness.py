@@ -31,6 +31,9 @@ MEMORY = 2 << 30  # bytes, in addition to what the process holds before it reads
 ADDRESS_LIMIT = 3 * MEMORY  # where the operating system stops an allocation, to protect the machine
 
 
+NOTES = ("warning:", "skipped:", "predict ", "libpng ")  # lines on stderr beside the error
+
+
 class WrongResult(Exception):
     """An input was accepted, and what was read or computed is wrong."""
 
@@ -113,7 +116,8 @@ def in_fork(
 def run_command(arguments: list[str], scratch: Path) -> Outcome:
     """The outcome of the real command, which may end with 0, or with 2 and one line on stderr.
 
-    ``validate`` tells what is wrong in lines that begin with ``FAIL``, on stdout.
+    ``validate`` tells what is wrong in lines that begin with ``FAIL``, on stdout. Warnings, and what libpng itself prints
+    about compressed pixels, may come before.
     """
     out, err = scratch / "stdout.txt", scratch / "stderr.txt"
     started = time.monotonic()
@@ -134,7 +138,7 @@ def run_command(arguments: list[str], scratch: Path) -> Outcome:
         return Outcome("memory", f"{peak / 2**30:.1f} GB\n{tail}", elapsed)
     if status == 0:
         return Outcome("accepted", "", elapsed)
-    lines = [line for line in errors.splitlines() if not line.startswith(("warning:", "skipped:", "predict "))]
+    lines = [line for line in errors.splitlines() if not line.startswith(NOTES)]
     failed = [line for line in printed.splitlines() if line.startswith("FAIL")]
     if len(lines) == 1 and lines[0].startswith("error: "):
         return Outcome("refused", lines[0], elapsed)

@@ -293,6 +293,27 @@ def test_damage_inside_of_a_png_is_found(tmp_path: Path) -> None:
         decoded(tmp_path / "a.png")
 
 
+@pytest.mark.parametrize("kind", [b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"tEXt"])
+def test_metadata_of_a_png_is_not_looked_at(kind: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    whole = saved("PNG")
+    content = kind + b"not what libpng expects here"
+    chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+    (tmp_path / "a.png").write_bytes(whole[:33] + chunk + whole[33:])
+    (tmp_path / "b.png").write_bytes(whole)
+    assert np.array_equal(decoded(tmp_path / "a.png"), decoded(tmp_path / "b.png"))
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("bits", "color"), [(3, 0), (4, 2), (16, 3), (8, 1), (8, 7)])
+def test_a_png_of_an_unknown_kind_is_refused(
+    bits: int, color: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.png").write_bytes(png(2, 2, b"\0" * 14, bits=bits, color=color))
+    with pytest.raises(DataError, match=rf"a\.png: .* a PNG of color type {color} with {bits} bits"):
+        read_image(str(tmp_path / "a.png"))
+    assert capfd.readouterr().err == ""
+
+
 def test_random_damage_never_raises_anything_else(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     for kind in (*FORMATS, "BMP", "GIF", "PPM", "JPEG2000"):

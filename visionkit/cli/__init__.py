@@ -38,6 +38,7 @@ import importlib
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -68,14 +69,14 @@ COMMANDS = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command line and exit: 0 done, 2 the user's mistake, 130 interrupted, 1 anything else."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # about metadata; pixels that cannot be decoded are an error
     try:
         try:
             run(sys.argv[1:] if arguments is None else list(arguments))
         finally:
             sys.stdout.flush()
     except UserError as error:
-        # A name in the message may hold line breaks, and the message is one line.
-        print("error: " + str(error).replace("\n", "\\n").replace("\r", "\\r"), file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

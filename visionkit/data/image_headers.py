@@ -13,6 +13,7 @@ from visionkit.errors import DataError
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+_PNG_BITS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Others that Pillow reads are left out: some of them start programs, and none is in use for training images.
 _PILLOW = ("BMP", "GIF", "WEBP", "PPM", "JPEG2000", "AVIF", "SUN")
@@ -47,7 +48,10 @@ class Header:
         return self.stored_size if self.orientation < 5 else self.stored_size[::-1]
 
     def neutral(self, data: bytes) -> bytes:
-        """The file without the orientation that decoders of TIFF apply by themselves, some twice and some never."""
+        """The file without what decoders treat differently: the orientation of a TIFF, which some apply twice and some
+        never, and the color profiles and texts of a PNG, about which libpng prints warnings for each image."""
+        if self.format == "PNG":
+            return _without_extras(data)
         if self.orientation == 1 or self.orientation_at is None:
             return data
         at, one = self.orientation_at
@@ -122,7 +126,10 @@ def _png(data: bytes) -> Header:
         if critical and zlib.crc32(memoryview(data)[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]):
             raise _Damaged(f"damaged PNG: wrong checksum of a chunk {kind.decode('latin-1')!r}")
         if kind == b"IHDR" and length >= 13:
-            width, height, bits, color = struct.unpack_from(">IIBB", data, at + 8)
+            width, height, bits, color, compression, method, interlace = struct.unpack_from(">IIBBBBB", data, at + 8)
+            if bits not in _PNG_BITS.get(color, ()) or compression or method or interlace > 1:
+                raise _Damaged(f"not an image that can be decoded: a PNG of color type {color} with {bits} bits, "
+                               f"compression {compression}, filter {method}, interlace {interlace}")  # fmt: skip
             header = Header("PNG", (height, width), bits, _PNG_CHANNELS.get(color, 0), palette=color == 3)
         elif kind == b"eXIf":
             orientation = _exif_orientation(data[at + 8 : end - 4])
@@ -132,6 +139,17 @@ def _png(data: bytes) -> Header:
             return Header("PNG", header.stored_size, header.bits, header.channels, header.palette, orientation)
         at = end
     raise _Damaged("truncated PNG: its end marker is missing")
+
+
+def _without_extras(data: bytes) -> bytes:
+    """A PNG with only those of its chunks that say what the pixels are; one that :func:`_png` has checked."""
+    parts, at = [_PNG], len(_PNG)
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        if kind == b"tRNS" or not kind[0] & 0x20:
+            parts.append(data[at : at + 12 + length])
+        at += 12 + length
+    return b"".join(parts)
 
 
 def _tiff(data: bytes) -> Header:
