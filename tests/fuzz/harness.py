@@ -116,8 +116,8 @@ def in_fork(
 def run_command(arguments: list[str], scratch: Path) -> Outcome:
     """The outcome of the real command, which may end with 0, or with 2 and one line on stderr.
 
-    ``validate`` tells what is wrong in lines that begin with ``FAIL``, on stdout. Warnings, and what libpng itself prints
-    about compressed pixels, may come before.
+    ``validate`` tells what is wrong in lines that begin with ``FAIL``, on stdout. Warnings, and what libpng itself
+    prints about compressed pixels, may come before.
     """
     out, err = scratch / "stdout.txt", scratch / "stderr.txt"
     started = time.monotonic()
