@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -529,14 +530,16 @@ class _Reader:
         """(N, 4) boxes, and which objects are kept: those with a box whose mask was not rejected."""
         rejected = masks.kind == REJECTED
         boxes: list[Sequence[float] | None] = [entry.bbox for entry in chunk]
-        for row in [row for row, box in enumerate(boxes) if box is None]:
-            boxes[row] = masks.box(row)
+        missing = np.zeros(len(chunk), bool)
+        if None in boxes:
             self.plain = False
-        missing = np.array([box is None for box in boxes], bool)
+            boxes = [masks.box(row) if box is None else box for row, box in enumerate(boxes)]
+            missing = np.array([box is None for box in boxes], bool)
         self.report.reject_rows(missing & ~rejected, ids, "no box", lambda i: (
             f"annotation {ids[i]} has no 'bbox' [left, top, width, height] and no mask to measure it from"
         ))  # fmt: skip
-        values = np.array([box or (0.0, 0.0, 0.0, 0.0) for box in boxes], np.float64).reshape(-1, 4)
+        numbers = chain.from_iterable(box or (0.0, 0.0, 0.0, 0.0) for box in boxes)
+        values = np.fromiter(numbers, np.float64, 4 * len(boxes)).reshape(-1, 4)
         far = np.asarray(np.abs(values).max(1, initial=0) > MAX_COORDINATE)
         self.report.reject_rows(far, ids, "a box out of range", lambda i: (
             f"annotation {ids[i]} has the bbox {list(boxes[i] or ())}; at most {MAX_COORDINATE:g} is allowed"
@@ -562,6 +565,8 @@ class _Reader:
         if "keypoints" not in self.parts:
             return None, none, ~none
         lists: list[list[float]] = [entry.keypoints or [] for entry in chunk]
+        if not self.names and not any(lists):
+            return np.zeros((len(chunk), 0, 3)), none, ~none
         lengths = np.fromiter(map(len, lists), np.int64, len(lists))
         if not self.known_names and not self.names and lengths.any():
             self._name_keypoints(int(lengths[lengths > 0][0]))
@@ -598,10 +603,10 @@ class _Reader:
         self.keypoints = [np.zeros((len(chunk), length // 3, 3)) for chunk in self.keypoints]
 
     def _num_keypoints(self, chunk: Sequence[_Entry], keypoints: np.ndarray | None) -> np.ndarray:
-        if keypoints is None:
+        if keypoints is None or not self.names:
             return np.zeros(len(chunk), np.int64)
         counted = (keypoints[..., 2] > 0).sum(1)
-        if self.names and any(entry.num_keypoints is None for entry in chunk):
+        if any(entry.num_keypoints is None for entry in chunk):
             self.plain = False
         return np.array([n if e.num_keypoints is None else e.num_keypoints
                          for e, n in zip(chunk, counted.tolist())], np.int64)  # fmt: skip
@@ -610,7 +615,8 @@ class _Reader:
 
     def finish(self) -> CocoAnnotations:
         """The columns of all chunks together."""
-        keys = [same_id(i) for i in self.given_ids]
+        whole_numbers = set(map(type, self.given_ids)) <= {int}
+        keys = self.given_ids if whole_numbers else [same_id(i) for i in self.given_ids]
         if len(set(keys)) < len(keys):
             raise DataError(f"{self.path}: two annotations have the ID {_first_duplicate(keys)}")
         names = [name for name in self.columns if name != "ids" and name != "areas"]
@@ -620,10 +626,12 @@ class _Reader:
             name: np.concatenate(self.columns.pop(name) or [empty.get(name, np.zeros(0, np.int64))]) for name in names
         }
         num = len(keys)
-        fits = all(type(key) is int and abs(key) < 2**63 for key in keys)
-        ids = np.array(keys, np.int64) if fits else np.arange(1, num + 1)
-        all_ids = (self.given_ids, self.images.ids, [category.id for category in self.categories])
-        self.plain &= all(type(i) is int for ids_of_kind in all_ids for i in ids_of_kind)
+        try:
+            ids = np.array(keys if set(map(type, keys)) <= {int} else range(1, num + 1), np.int64)
+        except OverflowError:
+            ids = np.arange(1, num + 1)
+        other_ids = (*self.images.ids, *(category.id for category in self.categories))
+        self.plain &= whole_numbers and set(map(type, other_ids)) <= {int}
         if self.masks:
             masks = SegmentationTable.concatenate(self.masks)
         else:

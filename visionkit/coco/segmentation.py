@@ -115,7 +115,9 @@ class SegmentationTable:
         kind: (N,) uint8 ``NONE``, ``POLYGONS`` or ``RUN_LENGTHS``.
         first, count: (N,) polygons of an object: ``first ... first + count - 1``.
         points: (polygons + 1,) where the coordinates of each polygon begin.
-        coordinates: float64 x, y, x, y ... of all polygons.
+        coordinates: float64 x, y, x, y ... of all polygons, in several parts of any length, so that large files are
+            read without a copy.
+        bounds: where each part begins.
         encodings: row -> compressed run lengths.
         areas: (N,) float64: of run lengths in pixels, of polygons by the shoelace formula, 0 without a mask.
         sizes: (N, 2) height and width of the images.
@@ -125,7 +127,8 @@ class SegmentationTable:
     first: np.ndarray
     count: np.ndarray
     points: np.ndarray
-    coordinates: np.ndarray
+    coordinates: list[np.ndarray]
+    bounds: np.ndarray
     encodings: dict[int, bytes]
     areas: np.ndarray
     sizes: np.ndarray
@@ -137,7 +140,9 @@ class SegmentationTable:
     def empty(cls, num_objects: int, sizes: np.ndarray) -> SegmentationTable:
         """No object has a mask."""
         none = np.zeros(num_objects, np.int64)
-        return cls(none.astype(np.uint8), none, none, np.zeros(1, np.int64), np.zeros(0), {}, none * 0.0, sizes)
+        return cls(
+            none.astype(np.uint8), none, none, np.zeros(1, np.int64), [np.zeros(0)], none[:0], {}, none * 0.0, sizes
+        )
 
     @classmethod
     def build(
@@ -170,13 +175,16 @@ class SegmentationTable:
         points = np.concatenate(([0], np.cumsum(lengths)))
         coordinates = np.fromiter(itertools.chain.from_iterable(flat), np.float64, int(points[-1]))
         areas = np.zeros(len(kind))
-        table = cls(kind, np.cumsum(counts) - counts, counts, points, coordinates, {}, areas, sizes)
-        table._measure_polygons()
-        table._reject_far_polygons(ids, report, where)
+        bounds = np.zeros(1, np.int64)
+        table = cls(kind, np.cumsum(counts) - counts, counts, points, [coordinates], bounds, {}, areas, sizes)
+        table._measure_polygons(coordinates)
+        table._reject_far_polygons(coordinates, ids, report, where)
         table._add_encodings(encodings, ids, report, where)
         return table
 
-    def _reject_far_polygons(self, ids: Sequence[Any], report: Report, where: Callable[[int], str]) -> None:
+    def _reject_far_polygons(
+        self, coordinates: np.ndarray, ids: Sequence[Any], report: Report, where: Callable[[int], str]
+    ) -> None:
         """Polygons that lie far outside their image, are not finite, or are longer than any outline."""
         owner = np.repeat(np.arange(len(self)), self.count)
         lengths = np.diff(self.points)
@@ -184,7 +192,7 @@ class SegmentationTable:
             return
         slack = (MARGIN * self.sizes[:, ::-1] + 100).max(1)
         # Most files need one look at the extremes only.
-        low, high = self.coordinates.min(), self.coordinates.max()
+        low, high = coordinates.min(), coordinates.max()
         small = lengths.max() < 1000
         if small and np.isfinite(low + high) and low >= -slack[owner].min() and high <= self.sizes[owner].min():
             return
@@ -192,13 +200,13 @@ class SegmentationTable:
         limit = self.sizes[owner][:, ::-1].astype(np.float64)  # width, height
         bad = np.zeros(len(owner), bool)
         for axis in (0, 1):
-            values = self.coordinates[axis::2]
+            values = coordinates[axis::2]
             lowest, highest = np.minimum.reduceat(values, starts // 2), np.maximum.reduceat(values, starts // 2)
             side, margin = limit[:, axis], MARGIN * limit[:, axis] + 100
             bad |= ~((lowest >= -margin) & (highest <= side + margin))  # NaN is bad too
         outline = np.zeros(len(self))
         for polygon in np.flatnonzero(~bad & (lengths >= 1000)).tolist():
-            xy = self.coordinates[self.points[polygon] : self.points[polygon + 1]].reshape(-1, 2)
+            xy = coordinates[self.points[polygon] : self.points[polygon + 1]].reshape(-1, 2)
             outline[owner[polygon]] += np.abs(np.diff(xy, axis=0, append=xy[:1])).max(1).sum()
         for row in np.unique(owner[bad]).tolist():
             height, width = self.sizes[row]
@@ -259,9 +267,9 @@ class SegmentationTable:
                 self.kind[row] = REJECTED
         return np.fromiter(texts, np.int64, len(texts)), list(texts.values())
 
-    def _measure_polygons(self) -> None:
-        if len(self.coordinates):
-            x, y = self.coordinates[0::2], self.coordinates[1::2]
+    def _measure_polygons(self, coordinates: np.ndarray) -> None:
+        if len(coordinates):
+            x, y = coordinates[0::2], coordinates[1::2]
             starts = self.points[:-1] // 2
             following = np.arange(1, len(x) + 1)
             following[self.points[1:] // 2 - 1] = starts  # the last corner is joined to the first
@@ -291,14 +299,15 @@ class SegmentationTable:
     def concatenate(cls, tables: Sequence[SegmentationTable]) -> SegmentationTable:
         """All rows of several tables."""
         polygons = np.cumsum([0, *(len(t.points) - 1 for t in tables)])
-        numbers = np.cumsum([0, *(len(t.coordinates) for t in tables)])
+        numbers = np.cumsum([0, *(int(t.points[-1]) for t in tables)])
         rows = np.cumsum([0, *(len(t) for t in tables)])
         return cls(
             kind=np.concatenate([t.kind for t in tables]),
             first=np.concatenate([t.first + start for t, start in zip(tables, polygons)]),
             count=np.concatenate([t.count for t in tables]),
             points=np.concatenate([t.points[:-1] + start for t, start in zip(tables, numbers)] + [numbers[-1:]]),
-            coordinates=np.concatenate([t.coordinates for t in tables]),
+            coordinates=[part for t in tables for part in t.coordinates],
+            bounds=np.concatenate([t.bounds + start for t, start in zip(tables, numbers)]),
             encodings={row + int(start): text for t, start in zip(tables, rows) for row, text in t.encodings.items()},
             areas=np.concatenate([t.areas for t in tables]),
             sizes=np.concatenate([t.sizes for t in tables]),
@@ -307,7 +316,11 @@ class SegmentationTable:
     def polygons(self, row: int) -> list[np.ndarray]:
         """The polygons of an object, each x, y, x, y ..."""
         first = int(self.first[row])
-        return [self.coordinates[self.points[i] : self.points[i + 1]] for i in range(first, first + self.count[row])]
+        if not self.count[row]:
+            return []
+        part = int(np.searchsorted(self.bounds, self.points[first], side="right")) - 1
+        points = self.points[first : first + self.count[row] + 1] - self.bounds[part]
+        return [self.coordinates[part][start:stop] for start, stop in itertools.pairwise(points)]
 
     def encode(self, row: int) -> dict[str, Any]:
         """The mask of an object as ``{"size": [height, width], "counts": bytes}``; rasterized as COCO does."""

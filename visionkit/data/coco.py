@@ -255,9 +255,11 @@ class CocoSource(Source):
 
 def _file_finder(root: str, where: str) -> Callable[[str], bool]:
     """A function that says whether a file below ``root`` exists; it lists every folder once."""
-    folders: dict[str, set[str]] = {}
+    folders: dict[str, set[str]] = {"": set(os.listdir(root))}
 
     def exists(name: str) -> bool:
+        if name in folders[""]:
+            return True
         inside(root, name, where)
         folder, base = os.path.split(name)
         if folder not in folders:
