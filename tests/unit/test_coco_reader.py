@@ -187,6 +187,19 @@ def test_results_are_checked_like_annotations(case: str, tmp_path: Path) -> None
         read_results(path, truth, kind).columns()  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"image_id": "\ud800"}, "must be valid Unicode"),
+     ({"segmentation": {"size": [64, 10**20], "counts": "P"}}, "'size' must be a whole number")],
+)  # fmt: skip
+def test_odd_values_in_results(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """Python's json reads and writes them, other decoders don't."""
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([{"image_id": 1, "category_id": 1, "score": 0.5, "segmentation": SQUARE} | change]))
+    with pytest.raises(DataError, match=message):
+        evaluate_coco(read(tmp_path, dataset()), path, "segm")
+
+
 def test_images_that_are_wrong(tmp_path: Path) -> None:
     for key, value, message in (
         ("height", 64.6, r"image 1: 'height' must be a whole number, not 64.6 \(a number\)"),

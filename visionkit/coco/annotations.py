@@ -249,7 +249,7 @@ def read_annotations(
         data = read_bytes(path)
         try:
             file = msgspec.json.decode(data, type=_File)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        except (msgspec.DecodeError, RecursionError, UnicodeError):
             file = _File()  # NaN, Infinity or wrong types: read it again, slowly, for messages that name the entry
         if file.annotations is None or msgspec.Raw() in (file.images, file.categories):
             decoded = parse_json(data, path)
@@ -436,7 +436,7 @@ class _Reader:
         else:
             try:
                 return self.decoder.decode(b"[" + b",".join(rows) + b"]")
-            except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            except (msgspec.DecodeError, RecursionError, UnicodeError):
                 decoded = [self._decode_one(row) for row in rows]
         self.plain = False
         return [entry for entry in decoded if entry is not None]
@@ -444,7 +444,7 @@ class _Reader:
     def _decode_one(self, row: msgspec.Raw) -> _Entry | None:
         try:
             return self.one.decode(row)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        except (msgspec.DecodeError, RecursionError, UnicodeError):
             return self._normalize(parse_json(bytes(row), self.path))
 
     def _normalize(self, row: Any) -> _Entry | None:

@@ -61,7 +61,7 @@ def is_plain(path: str | Path, truth: CocoAnnotations, type: ResultType) -> bool
     with no_garbage_collection():
         try:
             entries = _DECODERS[type].decode(data)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        except (msgspec.DecodeError, RecursionError, UnicodeError):
             return False
         images = {entry.image_id for entry in entries}
         categories = {entry.category_id for entry in entries}

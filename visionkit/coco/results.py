@@ -109,7 +109,7 @@ def _split(data: bytes, path: str) -> Any:
     """The detections as one JSON text each."""
     try:
         return msgspec.json.decode(data, type=list[msgspec.Raw])
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
         return parse_json(data, path)  # NaN and Infinity, or a message that says what is wrong
 
 
@@ -239,7 +239,7 @@ class CocoResults:
             if isinstance(rows[0], msgspec.Raw):
                 return self.decoder.decode(b"[" + b",".join(rows) + b"]")
             return msgspec.convert(rows, list[self.row_type])  # type: ignore[name-defined]
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, TypeError):
+        except (msgspec.DecodeError, RecursionError, UnicodeError, TypeError):
             first = self._size + 1
             return [self._normalize(row, f"{self.path}: detection number {i}") for i, row in enumerate(rows, first)]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -37,7 +37,7 @@ NONE, POLYGONS, RUN_LENGTHS, REJECTED = 0, 1, 2, 3
 class RLE(msgspec.Struct, gc=False):
     """A run-length encoding as in the file: ``counts`` compressed (a string) or not (a list of run lengths)."""
 
-    size: tuple[int, int]
+    size: tuple[Annotated[int, msgspec.Meta(ge=0, le=MAX_SIDE)], Annotated[int, msgspec.Meta(ge=0, le=MAX_SIDE)]]
     counts: str | list[int]
 
 
