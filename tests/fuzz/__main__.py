@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import shutil
+import signal
 import sys
 import time
 import warnings
@@ -21,10 +22,11 @@ from tests.fuzz.harness import Outcome
 def main() -> int:
     options = _options()
     warnings.simplefilter("ignore")  # of the libraries that the mutations use
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the scratch folders are removed
     bugs = 0
     for name in options.surface or harness.SURFACES:
-        with harness.scratch_folder() as corpus:
-            bugs += _fuzz(name, options, corpus)
+        with harness.scratch_folder() as scratch:
+            bugs += _fuzz(name, options, Path(scratch))
     return min(bugs, 1)
 
 
@@ -41,10 +43,11 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _fuzz(name: str, options: argparse.Namespace, corpus: Path) -> int:
+def _fuzz(name: str, options: argparse.Namespace, scratch: Path) -> int:
     """Fuzz one surface, print its figures, and return the number of bugs."""
     surface = harness.load(name)
-    work = partial(_one, name, surface.seeds(corpus), options)
+    (scratch / "seeds").mkdir()
+    work = partial(_one, name, surface.seeds(scratch / "seeds"), scratch, options)
     if options.replay or options.index is not None:
         outcome, by_command = work(options.index or 0)[1:]
         print(f"{name}: {outcome.kind} {outcome.detail}\nby command: {by_command.kind} {by_command.detail}")
@@ -65,11 +68,14 @@ def _fuzz(name: str, options: argparse.Namespace, corpus: Path) -> int:
     return bugs
 
 
-def _one(name: str, corpus: list[Path], options: argparse.Namespace, index: int) -> tuple[int, Outcome, ...]:
+def _one(
+    name: str, corpus: list[Path], place: Path, options: argparse.Namespace, index: int
+) -> tuple[int, Outcome, ...]:
     """The outcomes of one input: through Python, and for some through the real command."""
     surface = harness.load(name)
     every = max(1, options.inputs // options.commands) if options.commands else 0
-    with harness.scratch_folder() as scratch:
+    with harness.scratch_folder(place) as created:
+        scratch = Path(created)
         folder = scratch / "input"
         if options.replay:
             shutil.copytree(options.replay, folder)

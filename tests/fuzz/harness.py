@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import importlib
 import json
@@ -15,7 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -225,9 +224,7 @@ def _data_size() -> int:
     return int(line.split()[1]) * 1024
 
 
-@contextlib.contextmanager
-def scratch_folder() -> Iterator[Path]:
-    """A folder for one input, in memory where the machine has room for it."""
-    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=place) as folder:
-        yield Path(folder)
+def scratch_folder(inside: Path | None = None) -> tempfile.TemporaryDirectory[str]:
+    """A folder that is removed afterwards; if it is not inside another one, in memory where the machine allows it."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    return tempfile.TemporaryDirectory(prefix="fuzz-", dir=inside or memory)

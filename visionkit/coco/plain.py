@@ -76,9 +76,12 @@ def is_plain(path: str | Path, truth: CocoAnnotations, type: ResultType) -> bool
 def _masks_fit(entries: Sequence[_Mask], truth: CocoAnnotations) -> bool:
     """Whether all masks are compressed, and have the size of their image."""
     masks = [entry.segmentation for entry in entries]
-    rows = np.array([truth.images.row[entry.image_id] for entry in entries])
-    expected = truth.images.sizes[rows]
-    sizes = np.fromiter(chain.from_iterable([mask.size for mask in masks]), np.int64).reshape(-1, 2)
+    expected = truth.images.sizes
+    if len(np.unique(expected, axis=0)) > 1:
+        expected = expected[[truth.images.row[entry.image_id] for entry in entries]]
+    else:
+        expected = expected[:1]
+    sizes = np.fromiter(chain.from_iterable([mask.size for mask in masks]), np.int64, 2 * len(masks)).reshape(-1, 2)
     if (sizes != expected).any():
         return False
     try:

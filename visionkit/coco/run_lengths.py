@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_CHUNK = 1 << 19  # characters per step, so that the arrays of a step fit into the cache
+_CHUNK = 1 << 17  # characters per step, so that the arrays of a step fit into the cache
 _CONTINUED = bytes(range(48 + 32, 48 + 64))  # characters that are not the last one of their number
 _SIGNED = bytes((c - 48 if c - 48 < 16 else c - 48 - 32) & 255 for c in range(256))  # of the last one, as int8
 _MOST_BITS = 35  # no mask has more pixels, and a longer number would overflow
