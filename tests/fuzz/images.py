@@ -112,7 +112,7 @@ def change_jpeg(rng: Random, data: bytes) -> bytes:
         )
     else:
         scan = segments[-1]
-        segments[-1] = scan[: rng.randrange(len(scan))] + rng.choice((b"", b"\xff\xd9"))
+        segments[-1] = scan[: rng.randrange(len(scan) + 1)] + rng.choice((b"", b"\xff\xd9"))
     return b"\xff\xd8" + b"".join(segments)
 
 
