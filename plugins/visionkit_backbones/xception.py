@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -21,7 +21,8 @@ class XceptionBlock(nn.Module):
         inputs: channels.
         widths: channels after each convolution.
         stride: of the last one.
-        dilation: of all.
+        dilation: of all but the last one.
+        last_dilation: of the last one; ``None``: the same as ``dilation``.
         activated: the shortcut starts behind the first ReLU, not before it.
         shortcut: whether there is one at all; needless where only :meth:`start` is used.
     """
@@ -33,6 +34,7 @@ class XceptionBlock(nn.Module):
         *,
         stride: int = 1,
         dilation: int = 1,
+        last_dilation: int | None = None,
         activated: bool = False,
         shortcut: bool = True,
     ) -> None:
@@ -40,10 +42,8 @@ class XceptionBlock(nn.Module):
         self.activated = activated
         self.convs = nn.ModuleList()
         for i, (before, after) in enumerate(zip((inputs, *widths), widths)):
-            step = stride if i == len(widths) - 1 else 1
-            self.convs.append(
-                SeparableConv(before, after, stride=step, dilation=dilation, norm="batch", between="norm")
-            )
+            step, rate = (stride, last_dilation or dilation) if i == len(widths) - 1 else (1, dilation)
+            self.convs.append(SeparableConv(before, after, stride=step, dilation=rate, norm="batch", between="norm"))
         same = stride == 1 and inputs == widths[-1]
         self.shortcut = (
             None if same or not shortcut else ConvNormAct(inputs, widths[-1], 1, stride=stride, norm="batch", act=False)
@@ -76,8 +76,9 @@ class AlignedXception(Backbone):
         fine: where ``c2`` is taken: ``block2`` is the second convolution of the second block (256 channels), as the
             authors have it; ``block1`` the output of the first (128 channels), as pytorch-deeplab-xception has it.
         activated_shortcut: shortcuts and levels are taken behind a ReLU, as in the weights of pytorch-deeplab-xception.
+            Where strides become dilations, the third convolution of the last block is not dilated there either.
         exit_act: whether a ReLU stands between the two halves of the last separable convolutions, as the authors have
-            it.
+            it; otherwise one stands before the first of them.
 
     Raises:
         UserError: an output stride that is none of these, or a level that there is not.
@@ -102,7 +103,8 @@ class AlignedXception(Backbone):
         names = [name for name in channels if levels is None or name in levels]
         strides = {name: min(2 ** int(name[1:]), output_stride) for name in channels}
         self.spec = FeatureSpec({name: Level(channels[name], strides[name]) for name in names})
-        self.fine, self.activated, self.depth = fine, activated_shortcut, int(names[-1][1:])
+        self.fine, self.activated, self.exit_act = fine, activated_shortcut, exit_act
+        self.depth = int(names[-1][1:])
 
         fourth, fifth = strides["c4"] // strides["c3"], strides["c5"] // strides["c4"]
         middle_rate = 2 // fourth
@@ -121,7 +123,7 @@ class AlignedXception(Backbone):
                 self._add(728, (728,) * 3, 1, middle_rate)
         self.exit = nn.Sequential()
         if self.depth >= 5:
-            self._add(728, (728, 1024, 1024), fifth, middle_rate)
+            self._add(728, (728, 1024, 1024), fifth, middle_rate, last_dilation=1 if activated_shortcut else None)
             between = "norm_act" if exit_act else "norm"
             for before, after in ((1024, 1536), (1536, 1536), (1536, 2048)):
                 self.exit.append(
@@ -131,9 +133,9 @@ class AlignedXception(Backbone):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
-    def _add(self, inputs: int, widths: tuple[int, ...], stride: int, dilation: int, shortcut: bool = True) -> None:
+    def _add(self, inputs: int, widths: tuple[int, ...], stride: int, dilation: int, **options: Any) -> None:
         self.blocks.append(
-            XceptionBlock(inputs, widths, stride=stride, dilation=dilation, activated=self.activated, shortcut=shortcut)
+            XceptionBlock(inputs, widths, stride=stride, dilation=dilation, activated=self.activated, **options)
         )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -158,5 +160,5 @@ class AlignedXception(Backbone):
         if self.activated:
             made = {name: level.relu() for name, level in made.items()}
         if self.depth >= 5:
-            made["c5"] = self.exit(x.relu())
+            made["c5"] = self.exit(x if self.exit_act else x.relu())
         return {name: made[name] for name in self.spec}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -294,6 +296,48 @@ def test_dilation_replaces_strides_without_a_change_of_field() -> None:
         one, two = strided(images)["c4"], dilated(images)["c4"]
     assert two.shape[-1] == 17
     torch.testing.assert_close(one, two[..., ::2, ::2], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_xception_gives_the_features_of_timm(stride: int) -> None:
+    """timm's model follows the authors: each stride that is left out multiplies the dilations of what comes after."""
+    backbone = AlignedXception(output_stride=stride, levels=["c5"]).eval()
+    with torch.no_grad():
+        for norm in (module for module in backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+            norm.running_var.uniform_(0.5, 2.0)
+            norm.weight.uniform_(0.5, 1.0)
+    state = {}
+    for name, value in backbone.state_dict().items():
+        name = name.replace("exit.", "blocks.20.convs.").replace("stem.0.norm", "stem.0.bn")
+        name = re.sub(r"convs\.(\d)", lambda match: f"stack.conv{int(match[1]) + 1}", name)
+        name = name.replace("depthwise", "conv_dw").replace("between.0", "bn_dw").replace("pointwise", "conv_pw")
+        state[re.sub(r"(?<=conv\d)\.norm", ".bn_pw", name).replace(".norm.", ".bn.")] = value
+    reference = timm.create_model("xception65", output_stride=stride, num_classes=0, global_pool="").eval()
+    reference.load_state_dict(state)
+    for norm in (module for module in reference.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        norm.eps = 1e-5  # not the 1e-3 of the authors
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        found, expected = backbone(images)["c5"], reference(images)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("options", "dilations"),
+    [
+        ({"output_stride": 8}, [1, 1, 1, 2, 2, 2, 2, 2, 2, 4, 4, 4]),
+        ({"output_stride": 8, "activated_shortcut": True}, [1, 1, 1, 2, 2, 2, 2, 2, 1, 4, 4, 4]),
+        ({"output_stride": 16}, [1] * 9 + [2] * 3),
+        ({"output_stride": 16, "activated_shortcut": True}, [1] * 9 + [2] * 3),
+        ({"output_stride": 32}, [1] * 12),
+    ],
+)
+def test_dilations_of_xception(options: dict[str, Any], dilations: list[int]) -> None:
+    """From the third block on; the authors' and those of pytorch-deeplab-xception, which says 1 in one place."""
+    with torch.device("meta"):
+        backbone = AlignedXception(middle=1, **options)
+    convs = [module for module in backbone.modules() if isinstance(module, torch.nn.Conv2d) and module.groups > 1]
+    assert [conv.dilation[0] for conv in convs[6:]] == dilations
 
 
 @pytest.mark.parametrize("fine", ["block1", "block2"])
