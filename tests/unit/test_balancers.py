@@ -12,6 +12,7 @@ from torchjd.aggregation import IMTLG, MGDA, AlignedMTL, DualProj, PCGrad, UPGra
 
 from visionkit.errors import UserError
 from visionkit.plugins import PluginManager
+from visionkit.train import balance
 from visionkit.train.aggregation import Cone, bargained, conflict_averse, nonnegative_minimum, shortest
 from visionkit.train.balance import Balancer
 
@@ -323,6 +324,44 @@ def test_gradients_that_depend_on_one_another_give_a_finite_step(name, opposed):
     direction = weights_of(name, jacobian) @ jacobian
     assert torch.isfinite(direction).all()
     assert direction.norm() < 10
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_imtl_g_of_dependent_gradients_is_torchjds_of_exact_ones(dtype):
+    """Small integers are exact in every precision. Divided by 7 they are not, and neither is their dependence."""
+    draw = torch.Generator().manual_seed(0)
+    checked = 0
+    for _ in range(30):
+        rows = torch.randint(-4, 5, (2, 6), generator=draw)
+        mixture = torch.randint(-2, 3, (4, 2), generator=draw)
+        jacobian = (torch.cat((rows, mixture @ rows))).double()
+        jacobian = jacobian[jacobian.any(1)]
+        expected = IMTLG()(jacobian)
+        inexact = (jacobian / 7).float().to(dtype)
+        gramian = inexact @ inexact.T
+        names = [f"h{i}" for i in range(len(jacobian))]
+        weights = make("imtl_g", dict.fromkeys(names, ("l",))).weigh(gramian, names).double()
+        if expected.norm() < 100:  # else the weights' sum is near 0, and they are badly conditioned
+            checked += 1
+            torch.testing.assert_close(weights @ jacobian, expected, rtol=1e-3, atol=1e-3)
+    assert checked > 20
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(2.0, [1 / 3, 2 / 3]), (-1.0, [0.0, 0.0]), (-3.0, [-0.5, 1.5])])
+def test_imtl_g_of_two_parallel_gradients_has_a_closed_form(factor, expected):
+    """``G`` has rank 1, so its pseudo-inverse is ``G`` over the square of its trace."""
+    gradient = torch.randn(1, 5000, generator=torch.Generator().manual_seed(0)) / 3
+    levels = [{0: value} for value in torch.cat((gradient, gradient * factor))]
+    found = balance.gramian(dict(zip("ab", levels)))
+    weights = make("imtl_g", {"a": ("l",), "b": ("l",)}).weigh(found, ["a", "b"])
+    assert weights.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_imtl_g_with_a_tiny_gradient_that_is_independent():
+    jacobian = torch.tensor([[1.0, 0.0], [1e-7, 1e-7]], dtype=torch.float64)
+    step = make("imtl_g", {"a": ("l",), "b": ("l",)}).weigh(jacobian @ jacobian.T, ["a", "b"]).double() @ jacobian
+    projections = jacobian @ step / jacobian.norm(dim=1)
+    torch.testing.assert_close(projections[0], projections[1], rtol=1e-2, atol=0.0)
 
 
 def test_the_shortest_vector_of_two_has_a_closed_form():

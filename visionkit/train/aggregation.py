@@ -21,13 +21,13 @@ from torch import Tensor
 from torchjd.aggregation import (
     AlignedMTLWeighting,
     DualProjWeighting,
-    IMTLGWeighting,
     PCGradWeighting,
     UPGradWeighting,
 )
 from torchjd.linalg import DualConeProjector
 
 from visionkit.errors import UserError
+from visionkit.numbers import Count, NonNegative
 from visionkit.train.balance import Balancer
 from visionkit.train.weighting import generator
 
@@ -53,7 +53,7 @@ class PCGrad(Balancer):
     batches: Tensor
 
     def __init__(
-        self, heads: Mapping[str, tuple[str, ...]], *, weights: dict[str, float] | None = None, seed: int = 0
+        self, heads: Mapping[str, tuple[str, ...]], *, weights: dict[str, NonNegative] | None = None, seed: Count = 0
     ) -> None:
         super().__init__(heads, weights=weights)
         self.seed = seed
@@ -90,7 +90,11 @@ class CAGrad(Balancer):
     at_features = True
 
     def __init__(
-        self, heads: Mapping[str, tuple[str, ...]], *, weights: dict[str, float] | None = None, c: float = 0.5
+        self,
+        heads: Mapping[str, tuple[str, ...]],
+        *,
+        weights: dict[str, NonNegative] | None = None,
+        c: NonNegative = 0.5,
     ) -> None:
         super().__init__(heads, weights=weights)
         if c < 0:
@@ -163,7 +167,7 @@ class AlignedMTL(Balancer):
         self,
         heads: Mapping[str, tuple[str, ...]],
         *,
-        weights: dict[str, float] | None = None,
+        weights: dict[str, NonNegative] | None = None,
         length: Literal["min", "median", "rmse"] = "min",
     ) -> None:
         super().__init__(heads, weights=weights)
@@ -177,7 +181,8 @@ class ImpartialGradients(Balancer):
     """IMTL-G (Liu et al., "Towards impartial multi-task learning", ICLR 2021): the step whose projections
     onto all gradients, each made of length 1, are equal.
 
-    Weights may be negative. Gradients that depend on one another are served by the pseudo-inverse, as in torchjd.
+    Weights may be negative. Gradients that depend on one another are served by the pseudo-inverse, as in torchjd, where
+    eigenvalues that are no more than rounding count as 0.
     Scale: weights add up to 1, as published: heads that agree give a mean of their gradients.
 
     Args:
@@ -188,7 +193,10 @@ class ImpartialGradients(Balancer):
     at_features = True
 
     def weigh(self, gramian: Tensor, heads: Sequence[str]) -> Tensor:
-        return solved(gramian, IMTLGWeighting())
+        # Gradients are float32, so what is left of a singular value that is 0 is at most the square of their rounding.
+        rounding = torch.finfo(torch.float32).eps
+        noise = len(gramian) * (rounding**2 if gramian.dtype == torch.float64 else rounding)
+        return solved(gramian, lambda g: impartial(g, noise))
 
 
 class UPGrad(Balancer):
@@ -259,6 +267,26 @@ def conflict_averse(gramian: Tensor, c: float) -> Tensor:
             break
         level -= (length - radius) * length / float(pull.sum())
     return torch.from_numpy(1 / count + pull)
+
+
+def impartial(gramian: Tensor, noise: float) -> Tensor:
+    """Weights of IMTL-G's step: proportional to ``pinv(G) d`` for the norms ``d``, or 0 where these add up to 0.
+
+    How many gradients are independent doesn't depend on their lengths, so the rank is that of the unit vectors.
+
+    Args:
+        gramian: (K, K) float64.
+        noise: eigenvalues of the unit vectors' Gramian up to this share of the largest one are zeros that were rounded.
+    """
+    norms = gramian.diagonal().sqrt()
+    cosines = torch.linalg.eigvalsh(gramian / norms.outer(norms))
+    rank = int((cosines > noise * cosines.max()).sum())
+    values, vectors = torch.linalg.eigh(gramian)
+    values, vectors = values[-rank:], vectors[:, -rank:]
+    weights = vectors @ ((vectors.T @ norms) / values)
+    total = weights.sum()
+    # Weights of more than a million are a sum of 0 that was rounded, and would end the training.
+    return weights / total if total.abs() > 1e-6 * weights.abs().max() else torch.zeros_like(weights)
 
 
 def shortest(gramian: Tensor) -> Tensor:

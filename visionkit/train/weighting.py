@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from visionkit.errors import UserError
 from visionkit.model.graph import Losses
+from visionkit.numbers import Count, NonNegative, Positive, PositiveFloat
 from visionkit.train.balance import Balancer
 
 
@@ -37,7 +38,7 @@ class Uncertainty(Balancer):
         self,
         heads: Mapping[str, tuple[str, ...]],
         *,
-        weights: dict[str, float] | None = None,
+        weights: dict[str, NonNegative] | None = None,
         start: float = -0.5,
         classification: list[str] | None = None,
     ) -> None:
@@ -69,7 +70,7 @@ class ImpartialLosses(Balancer):
         weights: by head or by single loss, before all else; 1 where none is given.
     """
 
-    def __init__(self, heads: Mapping[str, tuple[str, ...]], *, weights: dict[str, float] | None = None) -> None:
+    def __init__(self, heads: Mapping[str, tuple[str, ...]], *, weights: dict[str, NonNegative] | None = None) -> None:
         super().__init__(heads, weights=weights)
         self.log_scales = nn.ParameterList([nn.Parameter(torch.zeros(())) for _ in heads])
 
@@ -105,9 +106,9 @@ class DynamicWeightAverage(Balancer):
         self,
         heads: Mapping[str, tuple[str, ...]],
         *,
-        weights: dict[str, float] | None = None,
-        period: int = 200,
-        temperature: float = 2.0,
+        weights: dict[str, NonNegative] | None = None,
+        period: Positive = 200,
+        temperature: PositiveFloat = 2.0,
     ) -> None:
         super().__init__(heads, weights=weights)
         if period < 1 or temperature <= 0:
@@ -161,7 +162,7 @@ class RandomWeights(Balancer):
     batches: Tensor
 
     def __init__(
-        self, heads: Mapping[str, tuple[str, ...]], *, weights: dict[str, float] | None = None, seed: int = 0
+        self, heads: Mapping[str, tuple[str, ...]], *, weights: dict[str, NonNegative] | None = None, seed: Count = 0
     ) -> None:
         super().__init__(heads, weights=weights)
         self.seed = seed
@@ -231,9 +232,9 @@ class GradNorm(Balancer):
         self,
         heads: Mapping[str, tuple[str, ...]],
         *,
-        weights: dict[str, float] | None = None,
-        alpha: float = 1.5,
-        lr: float = 0.025,
+        weights: dict[str, NonNegative] | None = None,
+        alpha: NonNegative = 1.5,
+        lr: PositiveFloat = 0.025,
     ) -> None:
         super().__init__(heads, weights=weights)
         self.alpha, self.lr = alpha, lr
@@ -252,7 +253,7 @@ class GradNorm(Balancer):
         """Ones: the losses are weighted already. The norms give the weights of the next step."""
         every = list(self.heads)
         rows = torch.tensor([every.index(head) for head in heads], device=gramian.device)
-        norms = gramian.diagonal().sqrt()
+        norms = gramian.diagonal().sqrt().to(self.factors.dtype)
         ratios = self._now[rows] / self.first[rows].clamp(min=1e-12)
         rates = ratios / ratios.mean()
         target = norms.mean() * rates.clamp(min=0.0) ** self.alpha
