@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from visionkit.errors import UserError
 from visionkit.layers.conv import ConvNormAct
 from visionkit.layers.norm import NormName
 from visionkit.model import Head
+from visionkit.numbers import FractionBelowOne, OnlyWith, PositiveFloat
 from visionkit.types import (
     Batch,
     ClassPrediction,
@@ -77,12 +78,12 @@ class Classification(Head):
         labels: LabelSet,
         *,
         level: str = "c5",
-        dropout: float = 0.0,
-        auxiliary: Mapping[str, float] | None = None,
+        dropout: FractionBelowOne = 0.0,
+        auxiliary: Mapping[str, PositiveFloat] | None = None,
         auxiliary_pool: Pooling = "cells",
-        auxiliary_dropout: float = 0.7,
+        auxiliary_dropout: Annotated[FractionBelowOne, OnlyWith("auxiliary")] = 0.7,
         auxiliary_norm: NormName | None = None,
-        label_smoothing: float = 0.0,
+        label_smoothing: FractionBelowOne = 0.0,
     ) -> None:
         super().__init__(spec, labels)
         if not 0 <= label_smoothing <= 1:

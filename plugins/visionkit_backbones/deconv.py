@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from visionkit.errors import UserError
 from visionkit.layers.deform import DeformConv
 from visionkit.model import Neck
+from visionkit.numbers import Widths
 from visionkit.types import Features, FeatureSpec, Level
 
 
@@ -37,7 +38,7 @@ class DeconvNeck(Neck):
         *,
         levels: Collection[str] | None = None,
         source: str = "c5",
-        channels: tuple[int, ...] = (256, 256, 256),
+        channels: Widths = (256, 256, 256),
         deformable: bool = False,
     ) -> None:
         super().__init__()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from visionkit.errors import UserError
 from visionkit.model import Backbone
+from visionkit.numbers import Count, OpenFraction, Positive
 from visionkit.types import FeatureSpec, Level
 from visionkit_backbones.deformable import deform_stages
 from visionkit_backbones.timm_backbone import TimmBackbone
@@ -46,16 +47,16 @@ class DilatedResNet(Backbone):
         *,
         model: str = "resnet101",
         levels: Collection[str] | None = None,
-        output_stride: int = 16,
-        multi_grid: Sequence[int] | None = None,
+        output_stride: Literal[8, 16, 32] = 16,
+        multi_grid: Sequence[Positive] | None = None,
         pretrained: bool | str = False,
-        frozen_stages: int = 0,
+        frozen_stages: Count = 0,
         frozen_bn: bool = False,
         stride_in_1x1: bool = False,
         deformable_stages: Sequence[str] = (),
         modulated: bool = False,
         options: dict[str, Any] | None = None,
-        scales: Sequence[float] = (),
+        scales: Sequence[OpenFraction] = (),
         pixels: Literal["imagenet", "caffe"] = "imagenet",
     ) -> None:
         super().__init__()

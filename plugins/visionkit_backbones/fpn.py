@@ -12,6 +12,7 @@ from visionkit.errors import UserError
 from visionkit.layers.conv import ConvNormAct
 from visionkit.layers.norm import NormName
 from visionkit.model import Neck
+from visionkit.numbers import Positive
 from visionkit.types import Features, FeatureSpec, Level
 
 
@@ -45,7 +46,7 @@ class FPN(Neck):
         spec: FeatureSpec,
         *,
         levels: Collection[str] | None = None,
-        channels: int = 256,
+        channels: Positive = 256,
         inputs: Sequence[str] = ("c2", "c3", "c4", "c5"),
         extra: Literal["none", "pool", "conv_c5", "conv_p5"] = "pool",
         norm: NormName | None = None,

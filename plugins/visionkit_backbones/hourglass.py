@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from visionkit.errors import UserError
 from visionkit.layers.conv import ConvNormAct
 from visionkit.model import Backbone
+from visionkit.numbers import Count, Positive, Widths
 from visionkit.types import FeatureSpec, Level
 
 
@@ -40,10 +41,10 @@ class StackedHourglass(Backbone):
         self,
         *,
         levels: Collection[str] | None = None,
-        stacks: int = 2,
-        channels: int = 256,
-        maps: int = 16,
-        depth: int = 4,
+        stacks: Positive = 2,
+        channels: Positive = 256,
+        maps: Count = 16,
+        depth: Positive = 4,
     ) -> None:
         super().__init__()
         every = {f"stack{i + 1}": Level(channels, 4) for i in range(stacks)}
@@ -139,11 +140,11 @@ class CornerHourglass(Backbone):
         self,
         *,
         levels: Collection[str] | None = None,
-        stacks: int = 2,
-        stem: int = 128,
-        channels: tuple[int, ...] = (256, 256, 384, 384, 384, 512),
-        blocks: tuple[int, ...] = (2, 2, 2, 2, 2, 4),
-        outputs: int = 256,
+        stacks: Positive = 2,
+        stem: Positive = 128,
+        channels: Widths = (256, 256, 384, 384, 384, 512),
+        blocks: Widths = (2, 2, 2, 2, 2, 4),
+        outputs: Positive = 256,
     ) -> None:
         super().__init__()
         if len(channels) != len(blocks) or len(channels) < 2:

@@ -12,6 +12,7 @@ from visionkit.errors import UserError
 from visionkit.layers.conv import ConvNormAct
 from visionkit.layers.norm import NormName
 from visionkit.model import Backbone
+from visionkit.numbers import FractionBelowOne, Positive
 from visionkit.types import FeatureSpec, Level
 
 MARGIN = 92
@@ -44,10 +45,10 @@ class UNetEncoder(Backbone):
         self,
         *,
         levels: Collection[str] | None = None,
-        width: int = 64,
+        width: Positive = 64,
         margins: Literal["same", "paper"] = "same",
         norm: NormName | None = None,
-        dropout: float = 0.5,
+        dropout: FractionBelowOne = 0.5,
         gray: bool = False,
     ) -> None:
         super().__init__()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from visionkit.errors import UserError
 from visionkit.model import Backbone
 from visionkit.model.importing import read_state
+from visionkit.numbers import FractionBelowOne
 from visionkit.types import FeatureSpec, Level
 
 Form = Literal["plain", "fcn", "largefov", "dilated"]
@@ -54,7 +55,7 @@ class VGG16(Backbone):
         levels: Collection[str] | None = None,
         form: Form = "plain",
         margins: Literal["same", "paper"] = "same",
-        dropout: float = 0.5,
+        dropout: FractionBelowOne = 0.5,
         pretrained: str | None = None,
         pixels: Literal["imagenet", "caffe"] = "imagenet",
     ) -> None:
@@ -107,7 +108,7 @@ class VGG16(Backbone):
         return {name: made[name] for name in self.spec}
 
     def _load(self, path: Path) -> None:
-        given = read_state(path)
+        given = read_state(path, {f"features.{position}.weight" for places in TORCHVISION for position in places})
         state: dict[str, Tensor] = {}
         try:
             for block, positions in zip(range(len(self.blocks)), TORCHVISION):

@@ -11,6 +11,7 @@ from visionkit.errors import UserError
 from visionkit.layers.conv import ConvNormAct
 from visionkit.layers.separable import SeparableConv
 from visionkit.model import Backbone
+from visionkit.numbers import Positive
 from visionkit.types import FeatureSpec, Level
 
 
@@ -88,8 +89,8 @@ class AlignedXception(Backbone):
         self,
         *,
         levels: Collection[str] | None = None,
-        output_stride: int = 16,
-        middle: int = 16,
+        output_stride: Literal[8, 16, 32] = 16,
+        middle: Positive = 16,
         fine: Literal["block1", "block2"] = "block2",
         activated_shortcut: bool = False,
         exit_act: bool = True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Literal
 
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from visionkit.errors import UserError
 from visionkit.layers.separable import SeparableConv
 from visionkit.model import Backbone
+from visionkit.numbers import Positive, Widths
 from visionkit.types import FeatureSpec, Level
 
 
@@ -37,8 +38,8 @@ class XceptionEncoder(Backbone):
         self,
         *,
         levels: Collection[str] | None = None,
-        width: int = 32,
-        widths: Sequence[int] = (64, 128, 256),
+        width: Positive = 32,
+        widths: Widths = (64, 128, 256),
         padding: Literal["tensorflow", "symmetric"] = "tensorflow",
     ) -> None:
         super().__init__()

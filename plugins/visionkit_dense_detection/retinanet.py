@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +19,18 @@ from visionkit.layers.focal import focal_sums, prior_bias
 from visionkit.layers.norm import NormName
 from visionkit.layers.roi import common_channels
 from visionkit.layers.towers import AnchorValues, Tower
+from visionkit.numbers import (
+    AnchorSizes,
+    Factors,
+    Fraction,
+    FractionBelowOne,
+    FractionRange,
+    NonNegative,
+    OnlyWith,
+    OpenFraction,
+    Positive,
+    PositiveFraction,
+)
 from visionkit.types import (
     Batch,
     BoxPrediction,
@@ -130,25 +142,25 @@ class RetinaNet(Head):
         labels: LabelSet,
         *,
         levels: tuple[str, ...] = ("p3", "p4", "p5", "p6", "p7"),
-        anchor_sizes: tuple[tuple[float, ...], ...] = SIZES,
-        anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
+        anchor_sizes: AnchorSizes = SIZES,
+        anchor_ratios: Factors = (0.5, 1.0, 2.0),
         exact_anchors: bool = True,
-        channels: int = 256,
-        convs: int = 4,
+        channels: Positive = 256,
+        convs: Positive = 4,
         norm: NormName | None = None,
-        prior: float = 0.01,
-        alpha: float = 0.25,
-        gamma: float = 2.0,
-        iou: tuple[float, float] = (0.4, 0.5),
+        prior: OpenFraction = 0.01,
+        alpha: OpenFraction = 0.25,
+        gamma: NonNegative = 2.0,
+        iou: FractionRange = (0.4, 0.5),
         box_loss: Literal["smooth_l1", "giou"] = "smooth_l1",
-        beta: float = 0.0,
+        beta: Annotated[NonNegative, OnlyWith(box_loss="smooth_l1")] = 0.0,
         per_image: bool = False,
-        score: float = 0.05,
-        before_nms: int = 1000,
-        nms: float = 0.5,
+        score: FractionBelowOne = 0.05,
+        before_nms: Positive = 1000,
+        nms: Fraction = 0.5,
         clip_first: bool = True,
-        detections: int = 100,
-        region_iou: float = 0.5,
+        detections: Positive = 100,
+        region_iou: PositiveFraction = 0.5,
     ) -> None:
         super().__init__(spec, labels)
         self.levels = levels

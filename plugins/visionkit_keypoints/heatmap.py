@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from visionkit.errors import UserError
 from visionkit.layers.keypoint_maps import Decoding, Encoding, keypoint_maps, keypoint_peaks, mirrored_maps
+from visionkit.numbers import Count, FractionBelowOne, OnlyWith, Positive, PositiveFloat, Widths
 from visionkit.types import Batch, Features, FeatureSpec, LabelSet, Mean
 from visionkit_keypoints.crops import CropHead, PoolOptions
 from visionkit_keypoints.persons import Learnt
@@ -50,19 +52,19 @@ class KeypointHeatmap(CropHead):
         labels: LabelSet,
         *,
         levels: tuple[str, ...] = ("c5",),
-        deconvs: tuple[int, ...] = (256, 256, 256),
+        deconvs: Widths = (256, 256, 256),
         last: bool = True,
-        sigma: float = 2.0,
+        sigma: PositiveFloat = 2.0,
         encoding: Encoding = "nearest",
         decoding: Decoding = "quarter",
         flip_test: bool = False,
-        weight: float = 1.0,
-        keypoint_score: float = 0.2,
-        pool_size: int = 14,
-        sampling_ratio: int = 2,
-        aligned: bool = True,
-        canonical_size: float = 224.0,
-        padding: float = 1.25,
+        weight: PositiveFloat = 1.0,
+        keypoint_score: FractionBelowOne = 0.2,
+        pool_size: Annotated[Positive, OnlyWith("reads")] = 14,
+        sampling_ratio: Annotated[Count, OnlyWith("reads")] = 2,
+        aligned: Annotated[bool, OnlyWith("reads")] = True,
+        canonical_size: Annotated[PositiveFloat, OnlyWith("reads")] = 224.0,
+        padding: Annotated[PositiveFloat, OnlyWith("reads")] = 1.25,
     ) -> None:
         pool = PoolOptions(pool_size, sampling_ratio, aligned, canonical_size)
         super().__init__(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
 from visionkit.errors import UserError
 from visionkit.layers.keypoint_maps import swapped
+from visionkit.numbers import Count, FractionBelowOne, OnlyWith, Positive, PositiveFloat
 from visionkit.types import Batch, Features, FeatureSpec, LabelSet, Mean
 from visionkit_keypoints.crops import CropHead, PoolOptions
 from visionkit_keypoints.flow import RealNVP
@@ -52,15 +53,15 @@ class KeypointRegression(CropHead):
         *,
         levels: tuple[str, ...] = ("c5",),
         loss: LossName = "l1",
-        wing: tuple[float, float] = (10.0, 2.0),
+        wing: Annotated[tuple[PositiveFloat, PositiveFloat], OnlyWith(loss="wing")] = (10.0, 2.0),
         flip_test: bool = False,
-        weight: float = 1.0,
-        keypoint_score: float = 0.2,
-        pool_size: int = 7,
-        sampling_ratio: int = 2,
-        aligned: bool = True,
-        canonical_size: float = 224.0,
-        padding: float = 1.25,
+        weight: PositiveFloat = 1.0,
+        keypoint_score: FractionBelowOne = 0.2,
+        pool_size: Annotated[Positive, OnlyWith("reads")] = 7,
+        sampling_ratio: Annotated[Count, OnlyWith("reads")] = 2,
+        aligned: Annotated[bool, OnlyWith("reads")] = True,
+        canonical_size: Annotated[PositiveFloat, OnlyWith("reads")] = 224.0,
+        padding: Annotated[PositiveFloat, OnlyWith("reads")] = 1.25,
     ) -> None:
         pool = PoolOptions(pool_size, sampling_ratio, aligned, canonical_size)
         super().__init__(

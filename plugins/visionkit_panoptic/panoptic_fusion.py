@@ -12,6 +12,7 @@ from torch import Tensor
 
 from visionkit import Head
 from visionkit.layers.semantic import cell_size, semantic_predictions
+from visionkit.numbers import Count, Fraction, FractionBelowOne
 from visionkit.types import (
     Batch,
     Features,
@@ -55,9 +56,9 @@ class PanopticFusion(Head):
         spec: FeatureSpec,
         labels: LabelSet,
         *,
-        score: float = 0.5,
-        overlap: float = 0.5,
-        stuff_area: int = 4096,
+        score: FractionBelowOne = 0.5,
+        overlap: Fraction = 0.5,
+        stuff_area: Count = 4096,
     ) -> None:
         super().__init__(spec, labels)
         self.score, self.overlap, self.stuff_area = score, overlap, stuff_area

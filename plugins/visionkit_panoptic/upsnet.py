@@ -12,6 +12,7 @@ from torchvision.ops import nms, roi_align
 
 from visionkit import Head
 from visionkit.layers.semantic import cell_size, original_bands
+from visionkit.numbers import Count, Fraction, FractionBelowOne, Positive
 from visionkit.types import (
     IGNORE,
     Batch,
@@ -64,12 +65,12 @@ class UPSNet(Head):
         spec: FeatureSpec,
         labels: LabelSet,
         *,
-        drop: float = 0.3,
-        roi_size: int = 28,
-        score: float = 0.6,
-        nms: float = 0.5,
-        overlap: float = 0.3,
-        stuff_area: int = 4096,
+        drop: FractionBelowOne = 0.3,
+        roi_size: Positive = 28,
+        score: FractionBelowOne = 0.6,
+        nms: Fraction = 0.5,
+        overlap: Fraction = 0.3,
+        stuff_area: Count = 4096,
     ) -> None:
         super().__init__(spec, labels)
         self.drop, self.roi_size = drop, roi_size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from visionkit import Head
 from visionkit.layers.deform import DeformConv
 from visionkit.layers.roi import common_channels
 from visionkit.layers.semantic import resample, semantic_cross_entropy, semantic_predictions
+from visionkit.numbers import Widths
 from visionkit.types import (
     Batch,
     Features,
@@ -47,7 +48,7 @@ class UPSNetSemantic(Head):
         labels: LabelSet,
         *,
         levels: tuple[str, ...] = ("p2", "p3", "p4", "p5"),
-        channels: Sequence[int] = (256, 128, 128),
+        channels: Widths = (256, 128, 128),
     ) -> None:
         super().__init__(spec, labels)
         self.levels = levels

@@ -19,6 +19,7 @@ from visionkit.layers.heatmaps import (
     heatmap_focal_sum,
     top_peaks,
 )
+from visionkit.numbers import FractionBelowOne, NonNegative, OddPositive, OpenFraction, Positive, PositiveFraction
 from visionkit.types import (
     Batch,
     BoxPrediction,
@@ -89,15 +90,15 @@ class CenterNet(Head):
         labels: LabelSet,
         *,
         levels: tuple[str, ...] = ("p2",),
-        hidden: int = 64,
+        hidden: Positive = 64,
         class_sizes: bool = False,
-        overlap: float = 0.7,
+        overlap: OpenFraction = 0.7,
         radius: RadiusFormula = "original",
-        weights: tuple[float, float, float] = (1.0, 0.1, 1.0),
-        peak: int = 3,
-        detections: int = 100,
-        score: float = 0.0,
-        region_iou: float = 0.5,
+        weights: tuple[NonNegative, NonNegative, NonNegative] = (1.0, 0.1, 1.0),
+        peak: OddPositive = 3,
+        detections: Positive = 100,
+        score: FractionBelowOne = 0.0,
+        region_iou: PositiveFraction = 0.5,
     ) -> None:
         super().__init__(spec, labels)
         self.levels, self.stride = levels, stride_of(spec, levels)

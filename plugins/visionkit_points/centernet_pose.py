@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Len
 from torch import Tensor, nn
 
 from visionkit import Head
@@ -19,6 +20,15 @@ from visionkit.layers.heatmaps import (
     heatmap_focal_sum,
     local_maxima,
     top_peaks,
+)
+from visionkit.numbers import (
+    FractionBelowOne,
+    NonNegative,
+    OddPositive,
+    OpenFraction,
+    Positive,
+    PositiveFloat,
+    PositiveFraction,
 )
 from visionkit.types import (
     Batch,
@@ -101,16 +111,16 @@ class CenterNetPose(Head):
         labels: LabelSet,
         *,
         levels: tuple[str, ...] = ("p2",),
-        hidden: int = 64,
-        overlap: float = 0.7,
+        hidden: Positive = 64,
+        overlap: OpenFraction = 0.7,
         radius: RadiusFormula = "original",
-        weights: tuple[float, float, float, float, float, float] = (1.0, 0.1, 1.0, 1.0, 1.0, 1.0),
-        peak: int = 3,
-        joint_score: float = 0.1,
-        reach: float = 0.3,
-        detections: int = 100,
-        score: float = 0.0,
-        region_iou: float = 0.5,
+        weights: Annotated[tuple[NonNegative, ...], Len(6, 6)] = (1.0, 0.1, 1.0, 1.0, 1.0, 1.0),
+        peak: OddPositive = 3,
+        joint_score: FractionBelowOne = 0.1,
+        reach: PositiveFloat = 0.3,
+        detections: Positive = 100,
+        score: FractionBelowOne = 0.0,
+        region_iou: PositiveFraction = 0.5,
     ) -> None:
         super().__init__(spec, labels)
         if not labels.keypoints:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from visionkit.layers.heatmaps import RadiusFormula
+from visionkit.numbers import NonNegative, OddPositive, OpenFraction, Positive, PositiveFloat, PositiveFraction
 from visionkit.types import FeatureSpec, LabelSet
 from visionkit_points.cornernet import CornerNet
 from visionkit_points.corners import Pairs, PointMaps, decode_points
@@ -44,18 +45,18 @@ class CenterNetTriplet(CornerNet):
         labels: LabelSet,
         *,
         levels: tuple[str, ...] = ("stack1", "stack2"),
-        hidden: int = 128,
-        overlap: float = 0.7,
+        hidden: Positive = 128,
+        overlap: OpenFraction = 0.7,
         radius: RadiusFormula = "original",
-        weights: tuple[float, float, float, float] = (1.0, 0.1, 0.1, 1.0),
-        points: int = 70,
-        peak: int = 3,
-        distance: float = 0.5,
-        pairs: int = 1000,
-        large: float = 150.0,
-        nms: float = 0.5,
-        detections: int = 100,
-        region_iou: float = 0.5,
+        weights: tuple[NonNegative, NonNegative, NonNegative, NonNegative] = (1.0, 0.1, 0.1, 1.0),
+        points: Positive = 70,
+        peak: OddPositive = 3,
+        distance: PositiveFloat = 0.5,
+        pairs: Positive = 1000,
+        large: PositiveFloat = 150.0,
+        nms: NonNegative = 0.5,
+        detections: Positive = 100,
+        region_iou: PositiveFraction = 0.5,
     ) -> None:
         super().__init__(
             spec,

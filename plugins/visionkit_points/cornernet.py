@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from visionkit import Head
 from visionkit.layers.heatmaps import RadiusFormula
+from visionkit.numbers import NonNegative, OddPositive, OpenFraction, Positive, PositiveFloat, PositiveFraction
 from visionkit.types import Batch, BoxPrediction, Detections, Features, FeatureSpec, InstanceTarget, LabelSet, Mean
 from visionkit_points.centernet import stack_mean
 from visionkit_points.corners import CORNERS, Pairs, PointMaps, decode_pairs, point_losses, points_of, thin_out
@@ -54,17 +55,17 @@ class CornerNet(Head):
         labels: LabelSet,
         *,
         levels: tuple[str, ...] = ("stack1", "stack2"),
-        hidden: int = 128,
-        overlap: float = 0.3,
+        hidden: Positive = 128,
+        overlap: OpenFraction = 0.3,
         radius: RadiusFormula = "corrected",
-        weights: tuple[float, float, float, float] = (1.0, 0.1, 0.1, 1.0),
-        corners: int = 100,
-        peak: int = 3,
-        distance: float = 0.5,
-        pairs: int = 1000,
-        nms: float = 0.5,
-        detections: int = 100,
-        region_iou: float = 0.5,
+        weights: tuple[NonNegative, NonNegative, NonNegative, NonNegative] = (1.0, 0.1, 0.1, 1.0),
+        corners: Positive = 100,
+        peak: OddPositive = 3,
+        distance: PositiveFloat = 0.5,
+        pairs: Positive = 1000,
+        nms: NonNegative = 0.5,
+        detections: Positive = 100,
+        region_iou: PositiveFraction = 0.5,
     ) -> None:
         super().__init__(spec, labels)
         self.levels, self.stride = tuple(levels), stride_of(spec, levels)

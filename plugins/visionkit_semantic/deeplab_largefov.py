@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from visionkit.layers.conv import ConvNormAct
 from visionkit.layers.segmentation_losses import LossName, LossOptions
 from visionkit.layers.semantic import stack_labels
 from visionkit.layers.upsampling import Alignment
+from visionkit.numbers import FractionBelowOne, OnlyWith, Positive
 from visionkit.types import (
     IGNORE,
     Batch,
@@ -51,9 +52,9 @@ class DeepLabLargeFOV(SegmentationHead):
         labels: LabelSet,
         *,
         level: str = "c5",
-        hidden: int | None = 1024,
-        rate: int = 12,
-        dropout: float = 0.5,
+        hidden: Positive | None = 1024,
+        rate: Annotated[Positive, OnlyWith("hidden")] = 12,
+        dropout: Annotated[FractionBelowOne, OnlyWith("hidden")] = 0.5,
         learn_at: Literal["cells", "pixels"] = "cells",
         loss: LossName | LossOptions = "cross_entropy",
         align: Alignment = "cells",

@@ -12,6 +12,7 @@ from torch import Tensor
 from visionkit.layers.aspp import SummedASPP, rates_at
 from visionkit.layers.segmentation_losses import LossName, LossOptions
 from visionkit.layers.upsampling import Alignment, resize
+from visionkit.numbers import OpenFraction, Positive
 from visionkit.types import (
     Batch,
     Features,
@@ -58,9 +59,9 @@ class DeepLabV2(SegmentationHead):
         labels: LabelSet,
         *,
         level: str = "c5",
-        rates: Sequence[int] = (6, 12, 18, 24),
-        scales: Sequence[float] = (),
-        hidden: int | None = None,
+        rates: Sequence[Positive] = (6, 12, 18, 24),
+        scales: Sequence[OpenFraction] = (),
+        hidden: Positive | None = None,
         loss: LossName | LossOptions = "cross_entropy",
         align: Alignment = "cells",
     ) -> None:

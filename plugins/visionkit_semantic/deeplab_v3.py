@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn
 
@@ -13,6 +13,7 @@ from visionkit.layers.norm import NormName
 from visionkit.layers.regions import blank_padding, image_regions
 from visionkit.layers.segmentation_losses import LossName, LossOptions
 from visionkit.layers.upsampling import Alignment
+from visionkit.numbers import FractionBelowOne, OnlyWith, Positive, PositiveFloat
 from visionkit.types import Batch, Features, FeatureSpec, LabelSet
 from visionkit_semantic.parts import AuxiliaryHead, DeepSemanticOutput, Scores, initialise
 
@@ -41,13 +42,13 @@ class DeepLabV3(AuxiliaryHead):
         labels: LabelSet,
         *,
         level: str = "c5",
-        channels: int = 256,
-        rates: Sequence[int] = (6, 12, 18),
+        channels: Positive = 256,
+        rates: Sequence[Positive] = (6, 12, 18),
         hidden: bool = False,
         norm: NormName = "batch",
-        dropout: float = 0.5,
+        dropout: FractionBelowOne = 0.5,
         auxiliary: str | None = None,
-        auxiliary_weight: float = 0.4,
+        auxiliary_weight: Annotated[PositiveFloat, OnlyWith("auxiliary")] = 0.4,
         loss: LossName | LossOptions = "cross_entropy",
         align: Alignment = "cells",
     ) -> None:

@@ -16,6 +16,7 @@ from visionkit.layers.regions import blank_padding, image_regions
 from visionkit.layers.segmentation_losses import LossName, LossOptions
 from visionkit.layers.separable import SeparableConv
 from visionkit.layers.upsampling import Alignment, resize
+from visionkit.numbers import FractionBelowOne, Positive
 from visionkit.types import (
     Batch,
     Features,
@@ -54,14 +55,14 @@ class DeepLabV3Plus(SegmentationHead):
         *,
         level: str = "c5",
         fine: str = "c2",
-        channels: int = 256,
-        fine_channels: int = 48,
-        rates: Sequence[int] = (6, 12, 18),
-        convs: int = 2,
+        channels: Positive = 256,
+        fine_channels: Positive = 48,
+        rates: Sequence[Positive] = (6, 12, 18),
+        convs: Positive = 2,
         separable: bool = False,
         between: bool = False,
         norm: NormName = "batch",
-        dropout: tuple[float, float] = (0.1, 0.1),
+        dropout: tuple[FractionBelowOne, FractionBelowOne] = (0.1, 0.1),
         loss: LossName | LossOptions = "cross_entropy",
         align: Alignment = "cells",
     ) -> None:

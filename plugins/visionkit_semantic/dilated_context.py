@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from visionkit.layers.segmentation_losses import LossName, LossOptions
 from visionkit.layers.upsampling import Alignment
+from visionkit.numbers import OnlyWith, Positive
 from visionkit.types import (
     Batch,
     Features,
@@ -100,7 +101,7 @@ class DilatedContext(SegmentationHead):
         *,
         level: str = "c5",
         context: Literal["none", "basic", "large"] = "basic",
-        dilations: Sequence[int] = (1, 1, 2, 4, 8, 16, 1),
+        dilations: Annotated[Sequence[Positive], OnlyWith(context=("basic", "large"))] = (1, 1, 2, 4, 8, 16, 1),
         loss: LossName | LossOptions = "cross_entropy",
         align: Alignment = "cells",
     ) -> None:

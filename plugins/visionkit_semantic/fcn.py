@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from visionkit.errors import UserError
 from visionkit.layers.norm import NormName
 from visionkit.layers.segmentation_losses import LossName, LossOptions
 from visionkit.layers.upsampling import bilinear_deconv
+from visionkit.numbers import FractionBelowOne, OnlyWith, Positive, PositiveFloat
 from visionkit.types import Batch, Features, FeatureSpec, LabelSet
 from visionkit_semantic.parts import AuxiliaryHead, DeepSemanticOutput, ScoreBranch, Scores, input_size
 
@@ -51,15 +52,15 @@ class FCN(AuxiliaryHead):
         labels: LabelSet,
         *,
         levels: Sequence[str] = ("c5", "c4", "c3"),
-        scales: Sequence[float] | None = None,
-        hidden: int | None = None,
-        norm: NormName | None = "batch",
-        dropout: float = 0.1,
+        scales: Sequence[PositiveFloat] | None = None,
+        hidden: Positive | None = None,
+        norm: Annotated[NormName | None, OnlyWith("hidden", "auxiliary")] = "batch",
+        dropout: Annotated[FractionBelowOne, OnlyWith("hidden", "auxiliary")] = 0.1,
         enlarge: Literal["transposed", "bilinear"] = "transposed",
-        learn_kernels: bool = False,
+        learn_kernels: Annotated[bool, OnlyWith(enlarge="transposed")] = False,
         margins: Literal["same", "paper"] = "same",
         auxiliary: str | None = None,
-        auxiliary_weight: float = 0.5,
+        auxiliary_weight: Annotated[PositiveFloat, OnlyWith("auxiliary")] = 0.5,
         loss: LossName | LossOptions = "cross_entropy",
     ) -> None:
         super().__init__(spec, labels)

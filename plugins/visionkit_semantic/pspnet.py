@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from visionkit.errors import UserError
 from visionkit.layers.norm import NormName
@@ -11,6 +11,7 @@ from visionkit.layers.pyramid_pooling import PyramidPooling
 from visionkit.layers.regions import blank_padding, image_regions
 from visionkit.layers.segmentation_losses import LossName, LossOptions
 from visionkit.layers.upsampling import Alignment
+from visionkit.numbers import FractionBelowOne, OnlyWith, Positive, PositiveFloat
 from visionkit.types import Batch, Features, FeatureSpec, LabelSet
 from visionkit_semantic.parts import AuxiliaryHead, DeepSemanticOutput, ScoreBranch, Scores, initialise
 
@@ -42,13 +43,13 @@ class PSPNet(AuxiliaryHead):
         labels: LabelSet,
         *,
         level: str = "c5",
-        bins: Sequence[int] = (1, 2, 3, 6),
-        hidden: int = 512,
+        bins: Sequence[Positive] = (1, 2, 3, 6),
+        hidden: Positive = 512,
         norm: NormName = "batch",
-        dropout: float = 0.1,
+        dropout: FractionBelowOne = 0.1,
         auxiliary: str | None = "c4",
-        auxiliary_hidden: int = 256,
-        auxiliary_weight: float = 0.4,
+        auxiliary_hidden: Annotated[Positive, OnlyWith("auxiliary")] = 256,
+        auxiliary_weight: Annotated[PositiveFloat, OnlyWith("auxiliary")] = 0.4,
         loss: LossName | LossOptions = "cross_entropy",
         align: Alignment = "cells",
     ) -> None:

@@ -13,6 +13,7 @@ from visionkit.layers.conv import ConvNormAct
 from visionkit.layers.norm import NormName
 from visionkit.layers.semantic import resample, semantic_cross_entropy, semantic_predictions
 from visionkit.model import Head
+from visionkit.numbers import Positive, PositiveFloat
 from visionkit.types import (
     Batch,
     Features,
@@ -57,9 +58,9 @@ class SemanticFPN(Head):
         labels: LabelSet,
         *,
         levels: Sequence[str] = ("p2", "p3", "p4", "p5"),
-        channels: int = 128,
+        channels: Positive = 128,
         norm: NormName | None = "group",
-        class_weights: Sequence[float] | None = None,
+        class_weights: Sequence[PositiveFloat] | None = None,
     ) -> None:
         super().__init__(spec, labels)
         if class_weights is not None and len(class_weights) != len(labels):

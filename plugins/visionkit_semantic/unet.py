@@ -17,6 +17,7 @@ from visionkit.layers.norm import NormName
 from visionkit.layers.segmentation_losses import LossName, LossOptions
 from visionkit.layers.semantic import stack_labels
 from visionkit.layers.upsampling import Upsampling, make_upsampling, resize
+from visionkit.numbers import Positive, PositiveFloat
 from visionkit.types import (
     IGNORE,
     Batch,
@@ -62,15 +63,15 @@ class UNet(SegmentationHead):
         labels: LabelSet,
         *,
         levels: Sequence[str] = ("c5", "c4", "c3", "c2", "c1"),
-        channels: Sequence[int] | None = None,
+        channels: Sequence[Positive] | None = None,
         upsampling: Upsampling | Literal["conv2x2"] = "conv2x2",
         narrow: bool = True,
-        last: int | None = None,
+        last: Positive | None = None,
         kernel: Literal[1, 3] = 1,
         margins: Literal["same", "paper"] = "same",
         norm: NormName | None = None,
         loss: LossName | LossOptions = "cross_entropy",
-        border: tuple[float, float] | None = None,
+        border: tuple[PositiveFloat, PositiveFloat] | None = None,
     ) -> None:
         super().__init__(spec, labels)
         read = [spec[name] for name in levels]

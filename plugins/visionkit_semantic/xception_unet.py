@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
 from torch import nn
 
 from visionkit.layers.segmentation_losses import LossName, LossOptions
+from visionkit.numbers import Widths
 from visionkit.types import (
     Batch,
     Features,
@@ -39,7 +40,7 @@ class XceptionUNet(SegmentationHead):
         labels: LabelSet,
         *,
         level: str = "c4",
-        channels: Sequence[int] = (256, 128, 64, 32),
+        channels: Widths = (256, 128, 64, 32),
         loss: LossName | LossOptions = "cross_entropy",
     ) -> None:
         super().__init__(spec, labels)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionkit import Head
-from visionkit.numbers import NonNegative, Positive, PositiveFloat
+from visionkit.numbers import FractionBelowOne, Positive, PositiveFloat
 from visionkit.types import Batch, ClassPictures, ClassTarget, Features, FeatureSpec, LabelSet, Mean, Output
 
 
@@ -111,7 +111,7 @@ class ConditionalGAN(Head):
         size: Positive | tuple[Positive, Positive] = (28, 28),
         gray: bool = True,
         noise: Positive = 100,
-        dropout: NonNegative = 0.5,
+        dropout: FractionBelowOne = 0.5,
         loudness: PositiveFloat = 2.0,
     ) -> None:
         super().__init__(spec, labels)

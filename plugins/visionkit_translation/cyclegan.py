@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from visionkit import Head
-from visionkit.numbers import Count, NonNegative, Positive
+from visionkit.numbers import Count, NonNegative, OnlyWith, Positive
 from visionkit.types import Batch, Features, FeatureSpec, LabelSet, Mean, PicturePrediction, PictureTarget
 from visionkit_translation.discriminator import Objective, PatchGAN, gradient_penalty, judge_costs, made_cost
 from visionkit_translation.generators import ENCODER, Norm, ResNetGenerator
@@ -77,12 +77,12 @@ class CycleGAN(Head):
         judge_layers: Positive = 3,
         judge_width: Positive = 64,
         objective: Objective = "least_squares",
-        penalty: NonNegative = 10.0,
+        penalty: Annotated[NonNegative, OnlyWith(objective="wasserstein")] = 10.0,
         shared_encoder: bool = False,
         cycle: NonNegative = 10.0,
         identity: NonNegative = 0.5,
         pool: Count = 50,
-        pool_side: Positive = 256,
+        pool_side: Annotated[Positive, OnlyWith("pool")] = 256,
     ) -> None:
         super().__init__(spec, labels)
         self.objective, self.penalty, self.cycle, self.identity = objective, penalty, cycle, identity

@@ -77,8 +77,9 @@ class VGG16(nn.Module):
                     nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                     nn.init.zeros_(module.bias)  # type: ignore[arg-type]
             return
-        state = _published() if weights == "imagenet" else read_state(Path(weights))
         mine = self.features.state_dict()
+        wanted = {f"features.{name}" for name in mine}
+        state = _published() if weights == "imagenet" else read_state(Path(weights), wanted)
         found = {name: state.get(f"features.{name}") for name in mine}
         for name, value in mine.items():
             theirs = found[name]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from visionkit import Head
 from visionkit.errors import UserError
-from visionkit.numbers import Count, NonNegative, Positive
+from visionkit.numbers import Count, FractionBelowOne, NonNegative, OnlyWith, Positive
 from visionkit.types import Batch, Features, FeatureSpec, LabelSet, Mean, PicturePrediction, PictureTarget
 from visionkit_translation.discriminator import Objective, PatchGAN, gradient_penalty, judge_costs, made_cost
 from visionkit_translation.generators import FeatureDecoder, Norm, ResNetGenerator, UNet
@@ -65,16 +65,16 @@ class Pix2Pix(Head):
         *,
         levels: tuple[str, ...] = (),
         generator: Literal["unet", "resnet"] = "unet",
-        downs: Annotated[int, Ge(1), Le(10)] = 8,
-        blocks: Count = 9,
+        downs: Annotated[int, Ge(1), Le(10), OnlyWith(generator="unet")] = 8,
+        blocks: Annotated[Count, OnlyWith(generator="resnet")] = 9,
         width: Positive = 64,
         norm: Norm = "image",
-        dropout: NonNegative = 0.5,
-        seed: int = 0,
+        dropout: FractionBelowOne = 0.5,
+        seed: Count = 0,
         judge_layers: Positive = 3,
         judge_width: Positive = 64,
         objective: Objective = "vanilla",
-        penalty: NonNegative = 10.0,
+        penalty: Annotated[NonNegative, OnlyWith(objective="wasserstein")] = 10.0,
         l1: NonNegative = 100.0,
         perceptual: NonNegative = 0.0,
         vgg: str | None = None,

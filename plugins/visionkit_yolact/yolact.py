@@ -14,6 +14,16 @@ from torch.nn import functional as F
 from visionkit import Head
 from visionkit.layers.boxes import IGNORED, decode, encode
 from visionkit.layers.roi import common_channels
+from visionkit.numbers import (
+    AnchorSizes,
+    Factors,
+    Fraction,
+    FractionBelowOne,
+    FractionRange,
+    NonNegative,
+    Positive,
+    PositiveFloat,
+)
 from visionkit.types import (
     Batch,
     Features,
@@ -132,23 +142,23 @@ class YOLACT(Head):
         labels: LabelSet,
         *,
         levels: tuple[str, ...] = ("p3", "p4", "p5", "p6", "p7"),
-        anchor_sizes: tuple[tuple[float, ...], ...] = ((24,), (48,), (96,), (192,), (384,)),
-        anchor_ratios: tuple[float, ...] = (1.0, 0.5, 2.0),
+        anchor_sizes: AnchorSizes = ((24,), (48,), (96,), (192,), (384,)),
+        anchor_ratios: Factors = (1.0, 0.5, 2.0),
         square_anchors: bool = True,
-        hidden: int = 256,
-        prototypes: int = 32,
-        iou: tuple[float, float] = (0.4, 0.5),
-        negatives: float = 3.0,
-        mask_samples: int = 100,
-        class_weight: float = 1.0,
-        box_weight: float = 1.5,
-        mask_weight: float = 6.125,
-        semantic_weight: float = 1.0,
-        score: float = 0.05,
-        nms: float = 0.5,
-        before_nms: int = 200,
+        hidden: Positive = 256,
+        prototypes: Positive = 32,
+        iou: FractionRange = (0.4, 0.5),
+        negatives: PositiveFloat = 3.0,
+        mask_samples: Positive = 100,
+        class_weight: NonNegative = 1.0,
+        box_weight: NonNegative = 1.5,
+        mask_weight: NonNegative = 6.125,
+        semantic_weight: NonNegative = 1.0,
+        score: FractionBelowOne = 0.05,
+        nms: Fraction = 0.5,
+        before_nms: Positive = 200,
         cross_class: bool = False,
-        detections: int = 100,
+        detections: Positive = 100,
     ) -> None:
         super().__init__(spec, labels)
         if len(anchor_sizes) != len(levels) or len({len(sizes) for sizes in anchor_sizes}) != 1:

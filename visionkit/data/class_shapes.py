@@ -11,6 +11,7 @@ import torch
 from visionkit.data.base import Sample, Source
 from visionkit.data.images import from_hwc
 from visionkit.errors import UserError
+from visionkit.numbers import Count, Positive
 from visionkit.types import ClassTarget, ImageInfo, LabelSet
 
 CLASSES = ("circle", "ring", "square", "triangle", "star", "cross")
@@ -31,7 +32,7 @@ class ClassShapesSource(Source):
         UserError: fewer than one image, or less than 16 pixels.
     """
 
-    def __init__(self, *, images: int = 600, seed: int = 0, size: int = 28) -> None:
+    def __init__(self, *, images: Positive = 600, seed: Count = 0, size: Positive = 28) -> None:
         if images < 1 or size < 16:
             raise UserError(f"class_shapes: {images} images of {size} pixels; at least 1 of 16 are needed")
         self._count, self._seed, self._size = images, seed, size

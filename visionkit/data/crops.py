@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from visionkit.coco.annotations import CocoAnnotations
@@ -20,6 +21,7 @@ from visionkit.data.geometry import Geometry
 from visionkit.data.images import as_hwc, from_hwc
 from visionkit.data.pairs import built_source
 from visionkit.errors import DataError, UserError
+from visionkit.numbers import Fraction, FractionBelowOne, OnlyWith, Positive, PositiveFloat
 from visionkit.types import IGNORE, Crop, ImageInfo, InstanceMasks, InstanceTarget, SemanticTarget, Target
 
 TASK = "keypoints"
@@ -51,7 +53,9 @@ class ObjectsSource(Source):
         DataError: the file of boxes is missing, wrong, or of other images.
     """
 
-    def __init__(self, *, source: dict[str, Any], boxes: str | None = None, min_score: float = 0.0) -> None:
+    def __init__(
+        self, *, source: dict[str, Any], boxes: str | None = None, min_score: Annotated[float, OnlyWith("boxes")] = 0.0
+    ) -> None:
         self._source = built_source("objects", source)
         if TASK not in self._source.tasks:
             raise UserError(f"objects: its source has no keypoints (it is labelled for: "
@@ -146,11 +150,11 @@ class CropObject(Transform):
     def __init__(
         self,
         *,
-        size: int | list[int],
-        padding: float = 1.25,
-        scale: float = 0.0,
-        rotation: float = 0.0,
-        rotated: float = 0.6,
+        size: Positive | list[Positive],
+        padding: PositiveFloat = 1.25,
+        scale: FractionBelowOne = 0.0,
+        rotation: Annotated[float, Ge(0), Le(180)] = 0.0,
+        rotated: Fraction = 0.6,
     ) -> None:
         sides = [size, size] if isinstance(size, int) else size
         if len(sides) != 2 or min(sides) < 1 or padding <= 0 or not 0 <= scale < 1 or rotation < 0:

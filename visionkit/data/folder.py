@@ -21,6 +21,7 @@ from visionkit.data.label_maps import (
     value_labels,
 )
 from visionkit.errors import DataError
+from visionkit.numbers import Count
 from visionkit.types import IGNORE, ImageInfo, LabelSet, SemanticTarget, Target
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -60,7 +61,7 @@ class FolderSource(Source):
         images: str,
         masks: str | None = None,
         classes: list[str] | None = None,
-        ignore: int | Literal["auto"] | None = "auto",
+        ignore: Count | Literal["auto"] | None = "auto",
         palette: dict[str, list[int]] | None = None,
         ignore_colors: list[list[int]] | None = None,
         values: dict[int, str | None] | None = None,

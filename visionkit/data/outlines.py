@@ -14,6 +14,7 @@ from visionkit.coco.annotations import CocoAnnotations
 from visionkit.data.base import Sample, Source
 from visionkit.data.pairs import built_source
 from visionkit.errors import UserError
+from visionkit.numbers import Positive
 from visionkit.types import IGNORE, InstanceTarget, LabelSet, SemanticTarget
 
 BACKGROUND, OBJECT, BORDER = range(3)
@@ -39,7 +40,7 @@ class OutlinesSource(Source):
         self,
         *,
         source: dict[str, Any] | None = None,
-        width: int = 2,
+        width: Positive = 2,
         classes: tuple[str, str, str] = ("background", "object", "border"),
     ) -> None:
         if width < 1:

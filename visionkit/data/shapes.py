@@ -26,6 +26,7 @@ from visionkit.data.scenes import (
     draw_scene,
 )
 from visionkit.errors import DataError
+from visionkit.numbers import Count, Positive
 
 VERSION = 3  # of the drawings: a data set of another version is not the one that was asked for
 SIGMAS = (0.079, 0.107, 0.072, 0.072, 0.089, 0.089)  # COCO's for head (shoulder), hip, elbow and ankle
@@ -51,9 +52,9 @@ class ShapesSource(CocoSource):
     def __init__(
         self,
         *,
-        images: int = 8,
-        seed: int = 0,
-        size: int | list[int] = 160,
+        images: Positive = 8,
+        seed: Count = 0,
+        size: Positive | list[Positive] = 160,
         root: str | None = None,
         tasks: list[str] | None = None,
     ) -> None:

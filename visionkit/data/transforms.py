@@ -10,17 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Le
 
 from visionkit.data.base import Sample, Transform
 from visionkit.data.geometry import Geometry, whole_image
 from visionkit.data.images import as_hwc, check_resized, from_hwc
 from visionkit.errors import DataError, UserError
+from visionkit.numbers import Ascending, Fraction, NonNegative, Positive, PositiveFloat, RGBScale
 
 
 def apply_transforms(transforms: Sequence[Transform], sample: Sample) -> Sample:
@@ -55,9 +57,9 @@ class Resize(Transform):
     def __init__(
         self,
         *,
-        short: int | list[int] | None = None,
-        long: int | None = None,
-        size: int | tuple[int, int] | None = None,
+        short: Positive | list[Positive] | None = None,
+        long: Positive | None = None,
+        size: Positive | tuple[Positive, Positive] | None = None,
         antialias: bool = True,
         exact: bool = False,
     ) -> None:
@@ -110,7 +112,7 @@ class Normalize(Transform):
         self,
         *,
         mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
-        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        std: RGBScale = (0.229, 0.224, 0.225),
     ) -> None:
         if min(std) <= 0:
             raise UserError(f"normalize: std must be above 0, not {list(std)}")
@@ -133,7 +135,13 @@ class ScaleJitterCrop(Transform):
         fit: count the factor from the size at which the whole image just fits into the window, not from its own size.
     """
 
-    def __init__(self, *, size: int | list[int], scale: tuple[float, float] = (0.1, 2.0), fit: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        size: Positive | list[Positive],
+        scale: Annotated[tuple[PositiveFloat, PositiveFloat], Ascending] = (0.1, 2.0),
+        fit: bool = False,
+    ) -> None:
         self.height, self.width = (size, size) if isinstance(size, int) else size
         self.low, self.high = scale
         self.fit = fit
@@ -168,7 +176,7 @@ class HorizontalFlip(Transform):
         probability: of doing it.
     """
 
-    def __init__(self, *, probability: float = 0.5) -> None:
+    def __init__(self, *, probability: Fraction = 0.5) -> None:
         if not 0 <= probability <= 1:
             raise UserError(f"hflip: probability must lie in 0 ... 1, not {probability}")
         self.probability = probability
@@ -193,7 +201,12 @@ class ColorJitter(Transform):
     """
 
     def __init__(
-        self, *, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0, hue: float = 0.0
+        self,
+        *,
+        brightness: NonNegative = 0.0,
+        contrast: NonNegative = 0.0,
+        saturation: NonNegative = 0.0,
+        hue: Annotated[float, Ge(0), Le(0.5)] = 0.0,
     ) -> None:
         for name, value in (("brightness", brightness), ("contrast", contrast), ("saturation", saturation)):
             if value < 0:

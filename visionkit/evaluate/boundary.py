@@ -12,6 +12,7 @@ import numpy as np
 from visionkit.data.base import Source
 from visionkit.errors import DataError
 from visionkit.evaluate.base import Evaluator
+from visionkit.numbers import Count, OpenFraction
 from visionkit.types import IGNORE, ImageInfo, LabelSet, Prediction, SemanticPrediction, SemanticTarget, Target
 
 
@@ -44,9 +45,9 @@ class BoundaryEvaluator(Evaluator):
         source: Source,
         labels: LabelSet,
         *,
-        width: float = 0.02,
-        tolerance: float = 0.0075,
-        ignore: int = IGNORE,
+        width: OpenFraction = 0.02,
+        tolerance: OpenFraction = 0.0075,
+        ignore: Count = IGNORE,
         per_class: bool = False,
     ) -> None:
         super().__init__(source, labels)

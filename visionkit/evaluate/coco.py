@@ -17,6 +17,7 @@ from visionkit.coco.categories import Category
 from visionkit.data.base import Source
 from visionkit.evaluate.base import Evaluator
 from visionkit.evaluate.coco_metrics import Backend, Type, evaluate_coco, keypoint_sigmas
+from visionkit.numbers import Positive, PositiveFloat
 from visionkit.types import (
     BoxPrediction,
     ImageInfo,
@@ -60,7 +61,7 @@ class CocoEvaluator(Evaluator):
         labels: LabelSet,
         *,
         backend: Backend = "fast",
-        max_detections: int = 100,
+        max_detections: Positive = 100,
         per_class: bool = False,
         label_map: LabelMap | None = None,
     ) -> None:
@@ -188,8 +189,8 @@ class CocoKeypoints(CocoEvaluator):
         labels: LabelSet,
         *,
         backend: Backend = "fast",
-        sigmas: list[float] | None = None,
-        max_detections: int = 20,
+        sigmas: list[PositiveFloat] | None = None,
+        max_detections: Positive = 20,
         per_class: bool = False,
         label_map: LabelMap | None = None,
     ) -> None:

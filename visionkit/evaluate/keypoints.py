@@ -13,6 +13,7 @@ from visionkit.data.base import Source
 from visionkit.errors import DataError
 from visionkit.evaluate.base import Evaluator
 from visionkit.evaluate.coco_metrics import keypoint_sigmas
+from visionkit.numbers import PositiveFloat
 from visionkit.types import ImageInfo, InstanceTarget, KeypointPrediction, LabelSet, Prediction, Target
 
 
@@ -61,14 +62,14 @@ class PckEvaluator(Evaluator):
         source: Source,
         labels: LabelSet,
         *,
-        thresholds: Sequence[float] = (0.05, 0.1, 0.2, 0.5),
+        thresholds: Sequence[PositiveFloat] = (0.05, 0.1, 0.2, 0.5),
         segment: tuple[str, str] | None = None,
-        factor: float = 1.0,
+        factor: PositiveFloat = 1.0,
         metric: str = "PCK",
         min_score: float = 0.0,
         only_visible: bool = False,
         per_keypoint: bool = False,
-        sigmas: Sequence[float] | None = None,
+        sigmas: Sequence[PositiveFloat] | None = None,
     ) -> None:
         super().__init__(source, labels)
         if not thresholds or min(thresholds) <= 0 or factor <= 0:

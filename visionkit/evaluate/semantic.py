@@ -12,6 +12,7 @@ import torch
 from visionkit.data.base import Source
 from visionkit.errors import DataError
 from visionkit.evaluate.base import Evaluator
+from visionkit.numbers import Count
 from visionkit.types import IGNORE, ImageInfo, LabelSet, Prediction, SemanticPrediction, SemanticTarget, Target
 
 
@@ -36,7 +37,7 @@ class SemanticEvaluator(Evaluator):
         source: Source,
         labels: LabelSet,
         *,
-        ignore: int = IGNORE,
+        ignore: Count = IGNORE,
         per_class: bool = False,
         label_map: Mapping[str, str | None] | None = None,
     ) -> None:
