@@ -5,29 +5,27 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import timm
 import torch
-from safetensors.torch import load_file
-from timm.models import model_entrypoint
+import torch.nn.functional as F
 from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
 from visionkit.errors import UserError
 from visionkit.layers.norm import freeze_batch_norms
 from visionkit.model import Backbone
+from visionkit.model.importing import read_state
+from visionkit.numbers import Count, OnlyWith, RGBScale
 from visionkit.types import FeatureSpec, Level
 from visionkit_backbones.deformable import deform_stages
 
-# Transformers that insist on the image size they were trained with, unless they are told otherwise.
-_ANY_SIZE: Mapping[str, dict[str, Any]] = {
-    "swin_transformer": {"strict_img_size": False},
-    "swin_transformer_v2": {"strict_img_size": False},
-    "vision_transformer": {"dynamic_img_size": True},
-    "deit": {"dynamic_img_size": True},
-    "eva": {"dynamic_img_size": True},
-}
+# Arguments by which a family of transformers takes images of any size; each family knows one of them.
+_ANY_SIZE: tuple[Mapping[str, Any], ...] = ({"strict_img_size": False}, {"dynamic_img_size": True})
+
+# Arguments of ``timm.create_model`` that the backbone sets itself or that do nothing to feature maps.
+_NOT_OPTIONS = ("pretrained", "features_only", "out_indices", "output_stride", "in_chans", "num_classes")
 
 
 class TimmBackbone(Backbone):
@@ -64,22 +62,26 @@ class TimmBackbone(Backbone):
         *,
         model: str,
         levels: Collection[str] | None = None,
-        output_stride: int | None = None,
+        output_stride: Literal[8, 16, 32] | None = None,
         pretrained: bool | str = False,
-        frozen_stages: int = 0,
+        frozen_stages: Count = 0,
         frozen_bn: bool = False,
         stride_in_1x1: bool = False,
         mean: tuple[float, float, float] | None = None,
-        std: tuple[float, float, float] | None = None,
+        std: RGBScale | None = None,
         deformable_stages: Sequence[str] = (),
-        modulated: bool = False,
+        modulated: Annotated[bool, OnlyWith("deformable_stages")] = False,
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if not timm.is_model(model):
             near = difflib.get_close_matches(model, timm.list_models() + timm.list_pretrained(), n=3)
             raise UserError(f"timm has no model '{model}'" + (f"; nearest: {', '.join(near)}" if near else ""))
-        options = {**_ANY_SIZE.get(model_entrypoint(model).__module__.rpartition(".")[2], {}), **(options or {})}
+        if unknown := [key for key in options or () if key in _NOT_OPTIONS]:
+            own = {"output_stride": "it is a key of the backbone", "pretrained": "it is a key of the backbone"}
+            why = own.get(unknown[0], "images have three channels, and the feature levels follow from the heads")
+            raise UserError(f"options: '{unknown[0]}' cannot be given here: {why}")
+        options = _for_any_size(model, options or {})
         with torch.device("meta"):
             info = _create(model, options).feature_info
         indices = {f"c{stride.bit_length() - 1}": i for stride, i in zip(info.reduction(), info.out_indices)}
@@ -94,6 +96,7 @@ class TimmBackbone(Backbone):
             options["output_stride"] = output_stride
         built_for_its_spec_only = torch.get_default_device().type == "meta"
         self.body = _create(model, options, pretrained is True and not built_for_its_spec_only)
+        self._model, self._options = model, options
         _drop_unread_stages(self.body)
         built = self.body.feature_info
         if output_stride is not None and max(built.reduction()) > output_stride:
@@ -124,11 +127,20 @@ class TimmBackbone(Backbone):
         self.train(self.training)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Levels that are read, each (B, channels, H / stride, W / stride), rounded up."""
-        features = self.body(images)
+        """Levels that are read, each (B, channels, H / stride, W / stride), rounded up.
+
+        Raises:
+            UserError: images of a size that the model does not accept; the message says which ones it does.
+        """
+        try:
+            features = self.body(images)
+        except Exception as error:
+            if refusal := size_refusal(self._model, self._options, (images.shape[2], images.shape[3])):
+                raise UserError(refusal) from error
+            raise
         if self._channels_last_output:
             features = [x.permute(0, 3, 1, 2) for x in features]
-        return dict(zip(self.spec, features))
+        return {name: _cover_image(x, images, level.stride) for (name, level), x in zip(self.spec.items(), features)}
 
     def train(self, mode: bool = True) -> TimmBackbone:
         """As ever, but frozen stages stay in evaluation mode."""
@@ -140,10 +152,70 @@ class TimmBackbone(Backbone):
         return self
 
 
+def _cover_image(x: Tensor, images: Tensor, stride: int) -> Tensor:
+    # A few models resize their input (CrossViT) or lose its border in convolutions without padding (Inception). Cell
+    # (i, j) of a level must still lie at pixel stride * (i, j).
+    height, width = -(-images.shape[2] // stride), -(-images.shape[3] // stride)
+    if abs(x.shape[2] - height) <= 1 and abs(x.shape[3] - width) <= 1:
+        return x
+    return F.interpolate(x, (height, width), mode="bilinear")
+
+
+def _for_any_size(model: str, options: dict[str, Any]) -> dict[str, Any]:
+    """``options`` with the argument that makes a model accept images of any size, if it needs and has one."""
+    config: Any = timm.get_pretrained_cfg(model)
+    if config is None or not config.fixed_input_size:
+        return options
+    for more in _ANY_SIZE:
+        try:
+            with torch.device("meta"):
+                timm.create_model(model, features_only=True, **{**more, **options})
+        except Exception:
+            continue
+        return {**more, **options}
+    return options
+
+
+def size_refusal(model: str, options: Mapping[str, Any], size: tuple[int, int]) -> str | None:
+    """Why a model does not accept images of this size (height, width), and which sizes it accepts; ``None`` if it does.
+
+    Sizes are tried on the meta device, at no cost but time.
+    """
+    if _accepts(model, options, size):
+        return None
+    config: Any = timm.get_pretrained_cfg(model)
+    side = options.get("img_size", config.input_size[1:] if config is not None else 224)
+    native = (side, side) if isinstance(side, int) else (int(side[0]), int(side[1]))
+    text = f"{model} does not accept images of {size[0]}x{size[1]} pixels"
+    for divisor in (14, 16, 28, 32, 64, 112, 128, 224, 256):
+        sides = [divisor * (max(128 // divisor, 1) + i) for i in range(3)]
+        if any(side % divisor for side in size) and _accepts(
+            model, options, (sides[0], sides[1]), (sides[2], sides[1])
+        ):
+            return f"{text}, only sides that are multiples of {divisor}: set train.size_divisor: {divisor}"
+    if not _accepts(model, options, native):
+        return None
+    text += f", only of {native[0]}x{native[1]}"
+    if _accepts(model, {**options, "img_size": size}, size):
+        return f"{text}: resize or crop them to that size, or set options: {{img_size: [{size[0]}, {size[1]}]}}"
+    return f"{text}: resize or crop them to that size"
+
+
+def _accepts(model: str, options: Mapping[str, Any], *sizes: tuple[int, int]) -> bool:
+    try:
+        with torch.device("meta"), torch.no_grad():
+            body = timm.create_model(model, features_only=True, **options).eval()
+            for height, width in sizes:
+                body(torch.zeros(1, 3, height, width))
+    except Exception:
+        return False
+    return True
+
+
 def _create(model: str, options: Mapping[str, Any], pretrained: bool = False) -> Any:
     try:
         return timm.create_model(model, pretrained=pretrained, features_only=True, **options)
-    except (TypeError, NotImplementedError, AssertionError, RuntimeError, ValueError, KeyError, OSError) as error:
+    except Exception as error:
         # timm's families refuse an argument each in their own way; which argument it was can only be guessed at.
         reason = str(error).strip() or type(error).__name__
         if options.get("output_stride") in (8, 16, 32) and not pretrained:
@@ -193,7 +265,11 @@ def load_weights(body: nn.Module, path: Path, model: str) -> None:
     Raises:
         UserError: no such file, not a state dict, or one of another model; the first few differences are named.
     """
-    given = _read(path)
+    if not path.is_file():
+        raise UserError(f"pretrained: no file '{path}'")
+    with torch.device("meta"):
+        names = {*body.state_dict(), *timm.create_model(model).state_dict()}
+    given = read_state(path, names)
     mine = {_plain(name): (name, tensor) for name, tensor in body.state_dict().items()}
     state = {mine[plain][0]: t for n, t in given.items() if (plain := _plain(n)) in mine}
     wrong = [f"{n} is missing" for n, _ in mine.values() if n not in state and not n.endswith("num_batches_tracked")]
@@ -214,17 +290,3 @@ def _strangers(given: Collection[str], mine: Collection[str], model: str) -> lis
     parts = {name.split(".")[0] for name in whole if _plain(name) in mine}
     weights = [name for name in given if name.endswith((".weight", ".bias"))]
     return [name for name in weights if name not in whole and name.split(".")[0] in parts]
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(f"pretrained: no file '{path}'")
-    try:
-        state: dict[str, Any] = (
-            load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-        )
-        state = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), dict)), state)
-        return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
-    except Exception as error:  # whatever a file that is none makes pickle, zip and safetensors say
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: cannot be read as weights: {reason}") from error
