@@ -4,17 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
+from torchvision.ops import clip_boxes_to_image
 
 from visionkit import Head
-from visionkit.layers.boxes import IGNORED, SoftNMS, decode, encode, match, sample, soft_nms
+from visionkit.layers.boxes import (
+    IGNORED,
+    SoftNMS,
+    batched_nms,
+    decode,
+    encode,
+    labels_of,
+    match,
+    sample_images,
+    soft_nms,
+)
 from visionkit.layers.norm import NormName
 from visionkit.layers.roi import RegionPool
+from visionkit.numbers import (
+    AnchorSizes,
+    Count,
+    Factors,
+    Fraction,
+    FractionBelowOne,
+    FractionRange,
+    NonNegative,
+    OnlyWith,
+    Positive,
+    PositiveFloat,
+    PositiveFraction,
+    Widths,
+)
 from visionkit.types import (
     Batch,
     BoxPrediction,
@@ -27,6 +51,8 @@ from visionkit.types import (
     RegionOutput,
     RegionSamples,
 )
+from visionkit.types.device import true_rows
+from visionkit.types.outputs import select_samples
 from visionkit_rcnn.box_branch import BoxBranch, Stage
 from visionkit_rcnn.rpn import RPN, RPNOutput
 
@@ -62,11 +88,8 @@ class Regions(RegionOutput):
             chosen = self.head.choose(part.rpn, [targets[row] for row in todo])
             for answer, boxes in zip(part.answers, chosen):
                 answer.sampled = boxes
-        return [
-            self.head.match(answer.sampled, target)
-            for answer, target in zip(self.answers, targets)
-            if answer.sampled is not None
-        ]
+        sampled = [answer.sampled for answer in self.answers if answer.sampled is not None]
+        return self.head.match(sampled, targets)
 
     def detections(self) -> list[Detections]:
         todo = [row for row, answer in enumerate(self.answers) if answer.found is None]
@@ -133,45 +156,45 @@ class RCNN(Head):
         *,
         # anchors
         levels: tuple[str, ...] = ("p2", "p3", "p4", "p5", "p6"),
-        anchor_sizes: tuple[tuple[float, ...], ...] = ((32,), (64,), (128,), (256,), (512,)),
-        anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
+        anchor_sizes: AnchorSizes = ((32,), (64,), (128,), (256,), (512,)),
+        anchor_ratios: Factors = (0.5, 1.0, 2.0),
         exact_anchors: bool = False,
         # proposals
-        rpn_convs: int = 1,
-        rpn_iou: tuple[float, float] = (0.3, 0.7),
-        rpn_samples: int = 256,
-        rpn_positives: float = 0.5,
-        rpn_beta: float = 1 / 9,
-        rpn_nms: float = 0.7,
-        rpn_score: float = 0.0,
-        rpn_before_nms: int = 1000,
-        rpn_after_nms: int = 1000,
-        rpn_before_nms_train: int = 2000,
-        rpn_after_nms_train: int = 2000,
+        rpn_convs: Positive = 1,
+        rpn_iou: FractionRange = (0.3, 0.7),
+        rpn_samples: Positive = 256,
+        rpn_positives: PositiveFraction = 0.5,
+        rpn_beta: NonNegative = 1 / 9,
+        rpn_nms: Fraction = 0.7,
+        rpn_score: FractionBelowOne = 0.0,
+        rpn_before_nms: Positive = 1000,
+        rpn_after_nms: Positive = 1000,
+        rpn_before_nms_train: Positive = 2000,
+        rpn_after_nms_train: Positive = 2000,
         # the box branch
         pool_levels: tuple[str, ...] = ("p2", "p3", "p4", "p5"),
-        pool_size: int = 7,
-        sampling_ratio: int = 2,
+        pool_size: Positive = 7,
+        sampling_ratio: Count = 2,
         aligned: bool = False,
-        canonical_size: float = 224.0,
-        convs: tuple[int, ...] = (),
-        norm: NormName | None = None,
-        fcs: tuple[int, ...] = (1024, 1024),
+        canonical_size: PositiveFloat = 224.0,
+        convs: Widths = (),
+        norm: Annotated[NormName | None, OnlyWith("convs")] = None,
+        fcs: Widths = (1024, 1024),
         class_agnostic: bool = False,
         background: bool = True,
         # what it learns from
-        iou: float = 0.5,
-        cascade: tuple[float, ...] = (),
-        samples: int = 512,
-        positives: float = 0.25,
-        box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0),
-        beta: float = 1 / 9,
+        iou: PositiveFraction = 0.5,
+        cascade: tuple[PositiveFraction, ...] = (),
+        samples: Positive = 512,
+        positives: PositiveFraction = 0.25,
+        box_weights: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (10.0, 10.0, 5.0, 5.0),
+        beta: NonNegative = 1 / 9,
         # detections
-        score: float = 0.05,
-        nms: float = 0.5,
+        score: FractionBelowOne = 0.05,
+        nms: Fraction = 0.5,
         soft_nms: SoftNMS | None = None,
-        sigma: float = 0.5,
-        detections: int = 100,
+        sigma: Annotated[PositiveFloat, OnlyWith(soft_nms="gaussian")] = 0.5,
+        detections: Positive = 100,
     ) -> None:
         super().__init__(spec, labels)
         self.levels = tuple(dict.fromkeys((*levels, *pool_levels)))
@@ -224,7 +247,7 @@ class RCNN(Head):
             of_delta.append(self._delta_loss(deltas, samples, batch.targets, stage))
             if after is not None:
                 moved = stage.move(deltas, boxes, output.rpn.info)
-                samples = [self.match(b, target, after.iou) for b, target in zip(moved, batch.targets)]
+                samples = self.match(moved, batch.targets, after.iou)
         return {
             "rpn_objectness": objectness,
             "rpn_box": rpn_box,
@@ -236,12 +259,14 @@ class RCNN(Head):
         self, deltas: Tensor, samples: Sequence[RegionSamples], targets: Sequence[InstanceTarget], stage: Stage
     ) -> Tensor:
         labels = torch.cat([s.labels for s in samples])
-        on = labels >= 0
-        said = deltas[on, self._box_of(labels[on])]
-        positives = [s.positives() for s in samples]
+        on = (labels >= 0)[:, None]
         aims = torch.cat([
-            encode(target.boxes[s.matched], s.boxes, stage.weights) for s, target in zip(positives, targets)
+            encode(target.boxes[s.matched.clamp(min=0)], s.boxes, stage.weights) if len(target) else s.boxes
+            for s, target in zip(samples, targets)
         ])  # fmt: skip
+        said = deltas[torch.arange(len(labels), device=labels.device), self._box_of(labels.clamp(min=0))]
+        # Regions of the background are zeroed rather than selected, so that the host need not wait for their number.
+        said, aims = torch.where(on, said, 0.0), torch.where(on, aims, 0.0)
         return F.smooth_l1_loss(said, aims, beta=self.beta, reduction="sum")
 
     @torch.no_grad()
@@ -254,24 +279,29 @@ class RCNN(Head):
     @torch.no_grad()
     def choose(self, rpn: RPNOutput, targets: Sequence[InstanceTarget]) -> list[Tensor]:
         """Boxes (n, 4) of each image to learn from: drawn from the proposals and from the objects themselves."""
-        chosen = []
-        for proposals, target in zip(self.rpn.propose(rpn, **self.proposals_train), targets):
-            boxes = torch.cat((proposals, target.boxes[~target.crowd]))
+        candidates, matches = [], []
+        for (proposals, valid), target in zip(self.rpn.rank(rpn, **self.proposals_train), targets):
+            boxes = torch.cat((proposals, target.boxes))
             matched = match(boxes, target.boxes, target.crowd, low=self.iou, high=self.iou)
-            chosen.append(boxes[torch.cat(sample(matched, self.sample_count, self.positives))])
-        return chosen
+            candidates.append(boxes)
+            matches.append(matched.masked_fill(torch.cat((~valid, target.crowd)), IGNORED))
+        chosen = sample_images(matches, self.sample_count, self.positives)
+        return [boxes[torch.cat(index)] for boxes, index in zip(candidates, chosen)]
 
-    def match(self, boxes: Tensor, target: InstanceTarget, iou: float | None = None) -> RegionSamples:
-        """Boxes with the objects of ``target`` that they lie on, by the first stage's IoU unless another is given.
+    def match(
+        self, boxes: Sequence[Tensor], targets: Sequence[InstanceTarget], iou: float | None = None
+    ) -> list[RegionSamples]:
+        """Boxes of each image with the objects of its target that they lie on, by the first stage's IoU unless another
+        is given.
 
         Boxes in crowds are left out.
         """
         iou = self.iou if iou is None else iou
-        matched = match(boxes, target.boxes, target.crowd, low=iou, high=iou)
-        boxes, matched = boxes[matched != IGNORED], matched[matched != IGNORED]
-        labels = torch.full_like(matched, -1)
-        labels[matched >= 0] = target.labels[matched[matched >= 0]]
-        return RegionSamples(boxes, matched, labels)
+        samples = []
+        for own, target in zip(boxes, targets):
+            matched = match(own, target.boxes, target.crowd, low=iou, high=iou)
+            samples.append(RegionSamples(own, matched, labels_of(matched, target.labels)))
+        return select_samples(samples, [s.matched != IGNORED for s in samples])
 
     @torch.no_grad()
     def detect(self, output: Regions) -> list[Detections]:
@@ -286,23 +316,29 @@ class RCNN(Head):
         logits, deltas = last.branch(self.pool(output.features, regions))
         scores = torch.stack((*said, logits.softmax(1))).mean(0)[:, 1:]
         sizes = [len(r) for r in regions]
-        parts = zip(regions, scores.split(sizes), deltas.split(sizes), output.rpn.info)
-        return [self._detect(boxes, scores, moves, info.size) for boxes, scores, moves, info in parts]
+        rows = true_rows([own.flatten() > self.score for own in scores.split(sizes)])
+        parts = zip(regions, scores.split(sizes), deltas.split(sizes), output.rpn.info, rows)
+        found = [self._decode(boxes, own, moves, info.size, index) for boxes, own, moves, info, index in parts]
+        full = true_rows([(f.boxes[:, 2:] - f.boxes[:, :2] >= 1e-2).all(1) for f in found])
+        return [self._thin_out(Detections(f.boxes[i], f.scores[i], f.labels[i])) for f, i in zip(found, full)]
 
-    def _detect(self, regions: Tensor, scores: Tensor, deltas: Tensor, size: tuple[int, int]) -> Detections:
-        region, label = (scores > self.score).nonzero(as_tuple=True)
+    def _decode(
+        self, regions: Tensor, scores: Tensor, deltas: Tensor, size: tuple[int, int], index: Tensor
+    ) -> Detections:
+        """The boxes of some of the scores (regions, classes), whose flat indices are given."""
+        region, label = index // scores.shape[1], index % scores.shape[1]
         boxes = decode(deltas[region, self._box_of(label)], regions[region], self.stages[-1].weights)
-        boxes = clip_boxes_to_image(boxes, size)
-        keep = remove_small_boxes(boxes, 1e-2)
-        boxes, scores, label = boxes[keep], scores[region[keep], label[keep]], label[keep]
+        return Detections(clip_boxes_to_image(boxes, size), scores[region, label], label)
+
+    def _thin_out(self, found: Detections) -> Detections:
         if self.soft_nms:
             keep, scores = soft_nms(
-                boxes, scores, label, method=self.soft_nms, iou=self.nms, sigma=self.sigma, floor=self.score,
-                most=self.max_detections,
+                found.boxes, found.scores, found.labels, method=self.soft_nms, iou=self.nms, sigma=self.sigma,
+                floor=self.score, most=self.max_detections,
             )  # fmt: skip
-            return Detections(boxes[keep], scores, label[keep])
-        keep = batched_nms(boxes, scores, label, self.nms)[: self.max_detections]
-        return Detections(boxes[keep], scores[keep], label[keep])
+            return Detections(found.boxes[keep], scores, found.labels[keep])
+        keep = batched_nms(found.boxes, found.scores, found.labels, self.nms)[: self.max_detections]
+        return Detections(found.boxes[keep], found.scores[keep], found.labels[keep])
 
     def _box_of(self, labels: Tensor) -> Tensor:
         """Which of a region's boxes belongs to each label."""

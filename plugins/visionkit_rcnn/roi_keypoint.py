@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from visionkit import Head
 from visionkit.layers.norm import NormName
 from visionkit.layers.roi import RegionPool
+from visionkit.numbers import Count, Positive, PositiveFloat, Widths
 from visionkit.types import (
     Batch,
     Features,
@@ -21,8 +22,8 @@ from visionkit.types import (
     LabelSet,
     Mean,
     RegionOutput,
-    RegionSamples,
 )
+from visionkit.types.outputs import samples_on
 from visionkit_rcnn.branch import BranchOutput, conv_stack, init_convs
 
 
@@ -55,11 +56,11 @@ class RoIKeypoint(Head):
         labels: LabelSet,
         *,
         levels: tuple[str, ...] = ("p2", "p3", "p4", "p5"),
-        pool_size: int = 14,
-        sampling_ratio: int = 2,
+        pool_size: Positive = 14,
+        sampling_ratio: Count = 2,
         aligned: bool = False,
-        canonical_size: float = 224.0,
-        convs: tuple[int, ...] = (512,) * 8,
+        canonical_size: PositiveFloat = 224.0,
+        convs: Widths = (512,) * 8,
         norm: NormName | None = None,
         scores: Literal["logit", "softmax"] = "logit",
     ) -> None:
@@ -84,10 +85,8 @@ class RoIKeypoint(Head):
         return F.interpolate(self.upsample(x).float(), scale_factor=2.0, mode="bilinear", align_corners=False)
 
     def losses(self, output: BranchOutput, batch: Batch[InstanceTarget]) -> dict[str, Tensor | Mean]:
-        samples = [
-            with_keypoints(sample, target)
-            for sample, target in zip(output.regions.samples(batch.targets), batch.targets)
-        ]
+        labelled = [has_keypoints(target) for target in batch.targets]
+        samples = samples_on(output.regions.samples(batch.targets), labelled)
         logits = self.heatmaps(output.features, [sample.boxes for sample in samples])
         cells = torch.cat([
             cells_of(target.keypoints[sample.matched], sample.boxes, logits.shape[-1])
@@ -114,11 +113,11 @@ class RoIKeypoint(Head):
         return values if self.scores == "logit" else (values - heatmaps.flatten(2).logsumexp(2)).exp()
 
 
-def with_keypoints(sample: RegionSamples, target: InstanceTarget) -> RegionSamples:
-    """The regions that lie on an object of which any keypoint is labelled."""
+def has_keypoints(target: InstanceTarget) -> Tensor:
+    """(N,) bool: the objects of which any keypoint is labelled."""
     if target.keypoints is None:
-        return RegionSamples(sample.boxes[:0], sample.matched[:0], sample.labels[:0])
-    return sample.on((target.keypoints[..., 2] > 0).any(1))
+        return torch.zeros_like(target.crowd)
+    return (target.keypoints[..., 2] > 0).any(1)
 
 
 def cells_of(keypoints: Tensor, boxes: Tensor, size: int) -> Tensor:

@@ -14,6 +14,7 @@ from visionkit import Head
 from visionkit.layers.norm import NormName
 from visionkit.layers.paste import paste_masks
 from visionkit.layers.roi import RegionPool
+from visionkit.numbers import Count, Positive, PositiveFloat, Widths
 from visionkit.types import (
     Batch,
     Features,
@@ -25,8 +26,8 @@ from visionkit.types import (
     Mean,
     RegionMaskOutput,
     RegionOutput,
-    RegionSamples,
 )
+from visionkit.types.outputs import samples_on
 from visionkit_rcnn.branch import conv_stack, init_convs
 
 
@@ -89,13 +90,13 @@ class RoIMask(Head):
         labels: LabelSet,
         *,
         levels: tuple[str, ...] = ("p2", "p3", "p4", "p5"),
-        pool_size: int = 14,
-        sampling_ratio: int = 2,
+        pool_size: Positive = 14,
+        sampling_ratio: Count = 2,
         aligned: bool = False,
-        canonical_size: float = 224.0,
-        convs: tuple[int, ...] = (256, 256, 256, 256),
+        canonical_size: PositiveFloat = 224.0,
+        convs: Widths = (256, 256, 256, 256),
         norm: NormName | None = None,
-        hidden: int = 256,
+        hidden: Positive = 256,
         class_agnostic: bool = False,
         background: bool = True,
         exact_paste: bool = False,
@@ -123,9 +124,8 @@ class RoIMask(Head):
         return x[torch.arange(len(x), device=x.device), channel]
 
     def losses(self, output: Masks, batch: Batch[InstanceTarget]) -> dict[str, Tensor | Mean]:
-        samples = [
-            with_mask(sample, target) for sample, target in zip(output.regions.samples(batch.targets), batch.targets)
-        ]
+        masked = [has_mask(target) for target in batch.targets]
+        samples = samples_on(output.regions.samples(batch.targets), masked)
         labels = torch.cat([sample.labels for sample in samples])
         logits = self.mask_logits(output.features, [sample.boxes for sample in samples], labels)
         aims = torch.cat([
@@ -152,8 +152,6 @@ class RoIMask(Head):
         return predictions
 
 
-def with_mask(sample: RegionSamples, target: InstanceTarget) -> RegionSamples:
-    """The regions that lie on an object which has a mask."""
-    if target.masks is None:
-        return RegionSamples(sample.boxes[:0], sample.matched[:0], sample.labels[:0])
-    return sample.on(target.masks.nonempty())
+def has_mask(target: InstanceTarget) -> Tensor:
+    """(N,) bool: the objects that have a mask."""
+    return torch.zeros_like(target.crowd) if target.masks is None else target.masks.nonempty()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
+from torchvision.ops import clip_boxes_to_image
 
 from visionkit.layers.anchors import PyramidAnchors
-from visionkit.layers.boxes import decode, encode, match, sample
+from visionkit.layers.boxes import batched_nms, decode, encode, match, sample_images
 from visionkit.layers.roi import common_channels
 from visionkit.types import Anchors, Features, FeatureSpec, ImageInfo, InstanceTarget, Mean, Output
+from visionkit.types.device import true_rows
 
 
 @dataclass
@@ -101,6 +103,14 @@ class RPN(nn.Module):
             before_nms: the best anchors of each level that are looked at.
             after_nms: the best proposals of all levels together that are kept.
         """
+        ranked = self.rank(out, before_nms=before_nms, after_nms=after_nms)
+        rows = true_rows([valid for _, valid in ranked])
+        return [boxes[index] for (boxes, _), index in zip(ranked, rows)]
+
+    @torch.no_grad()
+    def rank(self, out: RPNOutput, *, before_nms: int, after_nms: int) -> list[tuple[Tensor, Tensor]]:
+        """What :meth:`propose` returns, without a wait for the number of proposals: boxes (n, 4) of each image, and
+        which of them are proposals, (n,) bool. Those that are not come last."""
         found = []
         for level, (objectness, deltas, anchors) in enumerate(zip(out.objectness, out.deltas, out.anchors.levels)):
             score, index = objectness.topk(min(before_nms, objectness.shape[1]), dim=1)
@@ -110,19 +120,23 @@ class RPN(nn.Module):
         proposals = []
         for info, boxes, scores, levels in zip(out.info, all_boxes, all_scores, all_levels):
             boxes = clip_boxes_to_image(boxes, info.size)
-            keep = remove_small_boxes(boxes, 1e-3)
-            keep = keep[scores[keep].sigmoid() >= self.score]
-            keep = keep[batched_nms(boxes[keep], scores[keep], levels[keep], self.nms)]
-            proposals.append(boxes[keep[:after_nms]])
+            valid = (boxes[:, 2:] - boxes[:, :2] >= 1e-3).all(1) & (scores.sigmoid() >= self.score)
+            # What is no proposal ranks last, where it suppresses nothing.
+            keep = batched_nms(boxes, scores.masked_fill(~valid, -math.inf), levels, self.nms)[:after_nms]
+            proposals.append((boxes[keep], valid[keep]))
         return proposals
 
     def losses(self, out: RPNOutput, targets: Sequence[InstanceTarget]) -> tuple[Mean, Mean]:
         """Objectness (binary cross-entropy) and regression (smooth L1 of the positives), as means over all samples."""
         anchors = torch.cat(out.anchors.levels)
         logits, truths, deltas, aims = [], [], [], []
-        for objectness, delta, target in zip(torch.cat(out.objectness, 1), torch.cat(out.deltas, 1), targets):
-            matched = match(anchors, target.boxes, target.crowd, low=self.iou[0], high=self.iou[1], best_of_each=True)
-            positive, negative = sample(matched, self.samples, self.positives)
+        low, high = self.iou
+        matches = [match(anchors, t.boxes, t.crowd, low=low, high=high, best_of_each=True) for t in targets]
+        images = zip(
+            torch.cat(out.objectness, 1), torch.cat(out.deltas, 1), targets, matches,
+            sample_images(matches, self.samples, self.positives),
+        )  # fmt: skip
+        for objectness, delta, target, matched, (positive, negative) in images:
             logits.append(objectness[torch.cat((positive, negative))])
             truths.append(torch.cat((torch.ones_like(objectness[positive]), torch.zeros_like(objectness[negative]))))
             deltas.append(delta[positive])

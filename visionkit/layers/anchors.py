@@ -11,6 +11,7 @@ import torch
 
 from visionkit.layers.boxes import cell_anchors, grid_anchors
 from visionkit.types import Anchors, FeatureSpec
+from visionkit.types.device import to_device
 
 Sizes = Sequence[Sequence[float]]
 
@@ -49,8 +50,8 @@ class PyramidAnchors:
         ``grids`` are the rows and columns of each level's map.
         """
         levels = []
-        for sizes, stride, grid in zip(self.sizes, self.strides, grids):
-            cell = cell_anchors(sizes, self.ratios, rounded=not self.exact).to(device)
+        cells = to_device([cell_anchors(sizes, self.ratios, rounded=not self.exact) for sizes in self.sizes], device)
+        for cell, stride, grid in zip(cells, self.strides, grids):
             step = (stride, stride) if self.exact else (size[0] // grid[0], size[1] // grid[1])
             levels.append(grid_anchors(cell, grid, step))
         return Anchors(tuple(levels))

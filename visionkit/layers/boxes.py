@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torchvision
 from torch import Tensor
-from torchvision.ops import box_area, box_iou
+from torchvision.ops import box_area, box_iou, nms
+
+from visionkit.types.device import constant, on_host, to_device
 
 SoftNMS = Literal["linear", "gaussian"]
 
@@ -54,16 +57,36 @@ def encode(boxes: Tensor, anchors: Tensor, weights: Sequence[float] = (1.0, 1.0,
     centre, size = _centres(boxes)
     anchor_centre, anchor_size = _centres(anchors)
     deltas = torch.cat(((centre - anchor_centre) / anchor_size, (size / anchor_size).log()), -1)
-    return deltas * torch.tensor(tuple(weights), dtype=deltas.dtype, device=deltas.device)
+    return deltas * constant(tuple(weights), deltas)
 
 
 def decode(deltas: Tensor, anchors: Tensor, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
     """Boxes (..., 4): the inverse of :func:`encode`, with the growth of a side limited."""
-    deltas = deltas / torch.tensor(tuple(weights), dtype=deltas.dtype, device=deltas.device)
+    deltas = deltas / constant(tuple(weights), deltas)
     anchor_centre, anchor_size = _centres(anchors)
     centre = deltas[..., :2] * anchor_size + anchor_centre
     half = 0.5 * deltas[..., 2:].clamp(max=LARGEST_LOG_SCALE).exp() * anchor_size
     return torch.cat((centre - half, centre + half), -1)
+
+
+def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou: float) -> Tensor:
+    """torchvision's ``batched_nms``, with one host synchronization on an accelerator, whatever the number of groups.
+
+    Args:
+        boxes: (N, 4).
+        scores: (N,).
+        groups: (N,) int64; boxes of different groups do not suppress one another.
+        iou: IoU above which the box with the lower score is dropped.
+
+    Returns:
+        Indices of the boxes that are kept, int64, by descending score.
+    """
+    if boxes.device.type == "cpu" or not len(boxes):
+        return torchvision.ops.batched_nms(boxes, scores, groups, iou)
+    # Every group is moved to a place of its own. In double precision the shift does not round the coordinates.
+    places = boxes.double()
+    places = places + (groups * (places.max() - places.min() + 1))[:, None]
+    return nms(places, scores.double(), iou)
 
 
 def soft_nms(
@@ -92,6 +115,9 @@ def soft_nms(
     Returns:
         Indices of the boxes that are left, best first, and their new scores.
     """
+    device = boxes.device
+    # Each round needs the result of the one before, so all of them run on the CPU: one transfer there and one back.
+    boxes, scores, labels = on_host((boxes, scores, labels))
     left, kept, values = scores.clone(), [], []
     for _ in range(min(len(boxes), len(boxes) if most is None else most)):
         value, best = left.max(0)
@@ -105,9 +131,9 @@ def soft_nms(
         else:
             left = left * (-overlap.square() / sigma).exp()
         left[best] = -1.0
-    if not kept:
-        return labels[:0], scores[:0]
-    return torch.stack(kept), torch.stack(values)
+    result = [torch.stack(kept), torch.stack(values)] if kept else [labels[:0], scores[:0]]
+    kept_indices, kept_scores = to_device(result, device)
+    return kept_indices, kept_scores
 
 
 def covered(boxes: Tensor, regions: Tensor) -> Tensor:
@@ -185,15 +211,18 @@ def _match(
     crowd_share: float,
 ) -> Tensor:
     """:func:`match` of some of the boxes; ``best`` as for :func:`match_iou`."""
-    matched = torch.full((len(boxes),), OBJECTLESS, dtype=torch.int64, device=boxes.device)
-    if crowd.any():
-        matched[(covered(boxes, objects[crowd]) >= crowd_share).any(1)] = IGNORED
-    if crowd.all() or not len(boxes):
-        return matched
+    if not len(objects) or not len(boxes):
+        return torch.full((len(boxes),), OBJECTLESS, dtype=torch.int64, device=boxes.device)
     iou = box_iou(objects, boxes)
-    iou[crowd] = -1.0
-    by_iou = match_iou(iou, low=low, high=high, best_of_each=best_of_each, best=best)
-    return torch.where(by_iou == OBJECTLESS, matched, by_iou)
+    # Only on the CPU does it cost nothing to ask whether there are crowds at all.
+    crowds = crowd.device.type != "cpu" or bool(crowd.any())
+    if crowds:
+        iou.masked_fill_(crowd[:, None], -1.0)
+    matched = match_iou(iou, low=low, high=high, best_of_each=best_of_each, best=best)
+    if crowds:
+        inside = ((covered(boxes, objects) >= crowd_share) & crowd).any(1)
+        matched = matched.masked_fill((matched == OBJECTLESS) & inside, IGNORED)
+    return matched
 
 
 def match_iou(
@@ -211,15 +240,35 @@ def match_iou(
     return torch.where(hit, index, torch.where(value < low, OBJECTLESS, IGNORED))
 
 
+def labels_of(matched: Tensor, labels: Tensor) -> Tensor:
+    """Labels (N,) of the objects that boxes are ``matched`` (N,) with; -1 for boxes without an object."""
+    if not len(labels):
+        return torch.full_like(matched, -1)
+    return torch.where(matched >= 0, labels[matched.clamp(min=0)], -1)
+
+
 def sample(matched: Tensor, count: int, positive_share: float) -> tuple[Tensor, Tensor]:
     """Indices of a random choice of at most ``count`` boxes: (those with an object, those of the background).
 
     At most ``positive_share`` of ``count`` have an object; background fills up the rest. Ignored ones are never chosen.
+
+    Args:
+        matched: (N,) as :func:`match` returns it.
+        count, positive_share: as described above.
     """
-    positive, negative = (matched >= 0).nonzero()[:, 0], (matched == OBJECTLESS).nonzero()[:, 0]
-    positive = _choose(positive, int(count * positive_share))
-    return positive, _choose(negative, count - len(positive))
+    return sample_images([matched], count, positive_share)[0]
+
+
+def sample_images(matched: Sequence[Tensor], count: int, positive_share: float) -> list[tuple[Tensor, Tensor]]:
+    """:func:`sample` of each image. The host waits for the device once for all images."""
+    kinds = torch.cat([own.clamp(max=0).to(torch.int8) for own in matched]).cpu()
+    chosen: list[Tensor] = []
+    for own in kinds.split([len(own) for own in matched]):
+        positive = _choose((own == 0).nonzero()[:, 0], int(count * positive_share))
+        chosen += [positive, _choose((own == OBJECTLESS).nonzero()[:, 0], count - len(positive))]
+    moved = to_device(chosen, matched[0].device)
+    return list(zip(moved[::2], moved[1::2]))
 
 
 def _choose(index: Tensor, count: int) -> Tensor:
-    return index if len(index) <= count else index[torch.randperm(len(index), device=index.device)[:count]]
+    return index if len(index) <= count else index[torch.randperm(len(index))[:count]]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visionkit.types import Features, FeatureSpec
+from visionkit.types.device import true_rows
 
 
 def common_channels(spec: FeatureSpec, levels: Sequence[str]) -> int:
@@ -85,8 +86,8 @@ class RegionPool(nn.Module):
         order = torch.channels_last if _rows_are_cheap(finest, self.sampling_ratio) else torch.contiguous_format
         shape = (len(rois), self.channels, self.size, self.size)
         out = torch.empty(shape, dtype=finest.dtype, device=finest.device, memory_format=order)
-        for i, (name, stride) in enumerate(zip(self.levels, self.strides)):
-            index = (level == i).nonzero()[:, 0]
+        rows = true_rows([level == i for i in range(len(self.levels))])
+        for name, stride, index in zip(self.levels, self.strides, rows):
             pooled = roi_align(
                 features[name].float(), rois[index], self.size, 1.0 / stride, self.sampling_ratio, self.aligned
             )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from visionkit.errors import UserError
 from visionkit.types.batch import Batch
+from visionkit.types.device import constant, to_device, true_rows
 from visionkit.types.labels import LabelSet
 from visionkit.types.predictions import MaskPrediction
 from visionkit.types.targets import InstanceTarget
@@ -42,7 +43,7 @@ def _take(value: Any, rows: list[int]) -> Any:
     if isinstance(value, Tensor):
         if rows == list(range(rows[0], rows[-1] + 1)):
             return value[rows[0] : rows[-1] + 1]  # a view: no copy of what may be a large feature map
-        return value[torch.as_tensor(rows, dtype=torch.int64, device=value.device)]
+        return value[constant(rows, value, torch.int64)]
     if isinstance(value, Output):
         new = copy.copy(value)
         for field in dataclasses.fields(value):
@@ -84,14 +85,22 @@ class RegionSamples:
 
     def positives(self) -> RegionSamples:
         """Only the regions that lie on an object."""
-        keep = self.matched >= 0
-        return RegionSamples(self.boxes[keep], self.matched[keep], self.labels[keep])
+        return select_samples([self], [self.matched >= 0])[0]
 
     def on(self, objects: Tensor) -> RegionSamples:
         """Only the regions that lie on an object for which ``objects``, (objects of the image,) bool, is true."""
-        positive = self.positives()
-        keep = objects[positive.matched]
-        return RegionSamples(positive.boxes[keep], positive.matched[keep], positive.labels[keep])
+        return samples_on([self], [objects])[0]
+
+
+def select_samples(samples: Sequence[RegionSamples], keep: Sequence[Tensor]) -> list[RegionSamples]:
+    """The regions of each image for which ``keep``, (n,) bool, is true. The host waits for the device once."""
+    return [RegionSamples(s.boxes[i], s.matched[i], s.labels[i]) for s, i in zip(samples, true_rows(keep))]
+
+
+def samples_on(samples: Sequence[RegionSamples], objects: Sequence[Tensor]) -> list[RegionSamples]:
+    """:meth:`RegionSamples.on` of each image. The host waits for the device once for all images."""
+    keep = [(s.matched >= 0) & (own[s.matched.clamp(min=0)] if len(own) else False) for s, own in zip(samples, objects)]
+    return select_samples(samples, keep)
 
 
 @dataclass(frozen=True)
@@ -137,12 +146,10 @@ class RegionOutput(Output):
         if bool((table < 0).all()):
             raise UserError(f"none of the classes {', '.join(labels.names)} is among those of the boxes that are read: "
                             f"{', '.join(self.labels.names)}")  # fmt: skip
-        picked = []
-        for found in self.detections():
-            own = table.to(found.labels.device)[found.labels]
-            keep = own >= 0
-            picked.append(Detections(found.boxes[keep], found.scores[keep], own[keep]))
-        return picked
+        detections = self.detections()
+        own = [to_device([table], found.labels.device)[0][found.labels] for found in detections]
+        keep = true_rows([labels >= 0 for labels in own])
+        return [Detections(f.boxes[i], f.scores[i], labels[i]) for f, labels, i in zip(detections, own, keep)]
 
 
 @dataclass
