@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from safetensors.torch import load_file
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from visionkit.config import Pipeline, parse_pipeline
+from visionkit.config.arguments import signature_schema
+from visionkit.config.check import Finding, conform
+from visionkit.config.overrides import apply_override
+from visionkit.config.reader import dump
 from visionkit.errors import UserError
 from visionkit.model.build import build_model
 from visionkit.model.graph import MultiTaskModel
 from visionkit.model.run import load_state
+from visionkit.model.weights import module_state, names_of, read_tensors
+from visionkit.plugins import explain
 from visionkit.types import LabelSet
 
 if TYPE_CHECKING:
@@ -24,9 +30,14 @@ if TYPE_CHECKING:
 
 
 class Importer(ABC):
-    """Knows one foreign model; built without arguments.
+    """Knows one family of foreign models.
+
+    It is built with keyword arguments only, for what cannot be told from tensors, such as an output stride; they are
+    given as ``visionkit import-weights --set KEY=VALUE``.
 
     Class attributes:
+        key: name of a tensor that every such model has. It tells where in a file the model is: what stands before it
+            (``state_dict.module.``) is dropped from all names. Without it, the names are taken as they are.
         pipeline: YAML of the same model here, with the transforms of its evaluation and without sources.
         labels: by head, the classes that the weights know.
 
@@ -34,6 +45,7 @@ class Importer(ABC):
     are no such attributes.
     """
 
+    key: ClassVar[str] = ""
     pipeline: ClassVar[str]
     labels: ClassVar[Mapping[str, LabelSet]]
 
@@ -41,7 +53,7 @@ class Importer(ABC):
         """``pipeline`` and ``labels`` of the model that these tensors belong to.
 
         Raises:
-            UserError: they are of another model.
+            UserError: they are of another model, or something is missing that tensors do not tell.
         """
         return self.pipeline, self.labels
 
@@ -59,18 +71,28 @@ class Importer(ABC):
 def rename(state: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> dict[str, Tensor]:
     """``state`` with the beginnings of its names replaced; the longest one that fits counts.
 
+    Args:
+        state: names and tensors.
+        prefixes: old beginnings to new ones. A ``#`` stands for a number, and is that number in the new one.
+
     Raises:
         UserError: names with none of these beginnings (the first few are listed), or two that become one.
     """
+    plain = {old: new for old, new in prefixes.items() if "#" not in old}
+    patterns = [(_pattern(old), new) for old, new in prefixes.items() if "#" in old]
     renamed: dict[str, Tensor] = {}
     strangers = []
     for name, tensor in state.items():
-        fitting = [prefix for prefix in prefixes if name.startswith(prefix)]
+        fitting = [(len(old), new) for old, new in plain.items() if name.startswith(old)]
+        for pattern, new in patterns:
+            if match := pattern.match(name):
+                numbers = iter(match.groups())
+                fitting.append((match.end(), re.sub("#", lambda _: next(numbers), new)))
         if not fitting:
             strangers.append(name)
             continue
-        longest = max(fitting, key=len)
-        new = prefixes[longest] + name.removeprefix(longest)
+        length, new = max(fitting, key=lambda found: found[0])
+        new += name[length:]
         if new in renamed:
             raise UserError(f"tensor '{name}' is there twice, under an old and a new name")
         renamed[new] = tensor
@@ -80,28 +102,109 @@ def rename(state: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> dict[str
     return renamed
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a ``.safetensors`` file, or of one that ``torch.save`` wrote (nothing else in it is ever run).
+def _pattern(prefix: str) -> re.Pattern[str]:
+    return re.compile(r"(\d+)".join(map(re.escape, prefix.split("#"))))
 
-    A checkpoint that holds its weights under ``model`` or ``state_dict`` is understood.
+
+def numbers_in(names: Collection[str], prefix: str) -> list[int]:
+    """The numbers that stand for the first ``#`` of ``prefix`` in names that begin with it, in order."""
+    pattern = _pattern(prefix)
+    return sorted({int(match[1]) for name in names if (match := pattern.match(name))})
+
+
+def count_in(names: Collection[str], prefix: str) -> int:
+    """How many numbers stand for the first ``#`` of ``prefix``."""
+    return len(numbers_in(names, prefix))
+
+
+def shape_of(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    """The shape of a tensor that a size is read from.
 
     Raises:
-        UserError: no such file, or none that holds a state dict.
+        UserError: there is none of that name, or it is a single number.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such weights file")
+    if name not in state:
+        raise UserError(f"{name} is missing; {names_of(state)}")
+    if not state[name].ndim:
+        raise UserError(f"{name} is a single number")
+    return tuple(state[name].shape)
+
+
+def class_labels(count: int, *known: LabelSet, first: int = 0, keypoints: int = 0) -> LabelSet:
+    """The labels of a model of so many classes: the first of the known sets that fits, else numbered classes.
+
+    Args:
+        count: of classes.
+        known: sets of those that the published weights have.
+        first: number of the first class in the foreign model, which becomes its category id.
+        keypoints: of each object.
+    """
+    for labels in known:
+        if len(labels) == count and (not keypoints or len(labels.keypoints) == keypoints):
+            return labels
+    numbers = range(first, first + count)
+    made = LabelSet(tuple(f"class {i}" for i in numbers), ids=tuple(numbers))
+    return replace(made, keypoints=tuple(f"keypoint {i}" for i in range(keypoints)))
+
+
+def section(**keys: Any) -> str:
+    """YAML of a pipeline or a part of it; keys that are ``None`` are left out."""
+    return dump({key: value for key, value in keys.items() if value is not None})
+
+
+def given(value: Any, key: str, choices: str) -> Any:
+    """``value``, an option of an importer. Raises ``UserError`` that asks for it where it is ``None``."""
+    if value is None:
+        raise UserError(f"the weights do not tell {key}: add --set {key}={choices}")
+    return value
+
+
+def read_state(path: Path, wanted: Collection[str] = ()) -> dict[str, Tensor]:
+    """The state dict in a file of weights; see :func:`~visionkit.model.weights.read_tensors`.
+
+    Args:
+        path: of the file.
+        wanted: names of tensors that it should hold, see :func:`~visionkit.model.weights.module_state`. Without them
+            it is the dictionary in the file that holds most tensors.
+
+    Raises:
+        UserError: no such file, one that holds no state dict, or none with the wanted names.
+    """
+    tensors = read_tensors(path)
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes pickle, zip and safetensors raise whatever they like
-        reason = (str(error).splitlines() or [""])[0]
-        if len(reason.split()) < 2:  # a key, or the number of a byte
-            reason = "it is neither a safetensors file nor one that torch.save wrote"
-        raise UserError(f"{path}: cannot be read as weights: {reason}") from None
-    if isinstance(state, dict):
-        state = next((state[key] for key in ("model", "state_dict") if isinstance(state.get(key), dict)), state)
-    if not isinstance(state, dict) or not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise UserError(f"{path}: holds no state dict (names and tensors)")
-    return dict(state)
+        return module_state(tensors, wanted) if wanted else _largest(tensors)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _largest(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without a dictionary's key before all names."""
+    for key in ("model", "state_dict"):
+        if inner := {k.removeprefix(f"{key}."): v for k, v in tensors.items() if k.startswith(f"{key}.")}:
+            return inner
+    return dict(tensors)
+
+
+def build_importer(plugins: PluginManager, name: str, settings: Sequence[str] = ()) -> Importer:
+    """An importer by name.
+
+    Args:
+        plugins: where it is looked up.
+        name: such as ``torchvision/maskrcnn_resnet50_fpn``.
+        settings: ``KEY=VALUE``, its keyword arguments.
+
+    Raises:
+        UserError: no such importer, or it has no such key, or not with such a value.
+    """
+    made = plugins.load("importer", name)
+    arguments: dict[str, Any] = {}
+    for setting in settings:
+        apply_override(arguments, {}, setting)
+    schema = signature_schema("importer", made)
+    try:
+        return made(**conform(TypeAdapter(schema), schema, arguments, f"importer '{name}'"))  # type: ignore[no-any-return]
+    except Finding as finding:
+        raise UserError(f"--set: {finding.message}") from None
 
 
 @dataclass(frozen=True)
@@ -119,13 +222,15 @@ def import_model(importer: Importer, path: Path, plugins: PluginManager) -> Impo
     Raises:
         UserError: tensors are missing, surplus or of the wrong shape; the first few are named.
     """
-    state = read_state(path)
+    state = read_state(path, (importer.key,) if importer.key else ())
     try:
         text, labels = importer.describe(state)
-        state = importer.convert(state)
+        converted = importer.convert(state)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    except (LookupError, ValueError, ArithmeticError, RuntimeError) as error:  # tensors of shapes that no model has
+        raise UserError(f"{path}: not weights of {type(importer).__name__}: {explain(error)}") from error
     pipeline = parse_pipeline(text, type(importer).__name__)
     model = build_model(pipeline, plugins, labels)
-    load_state(model, state, str(path))
+    load_state(model, converted, str(path))
     return Imported(pipeline, labels, model.eval())
