@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -66,6 +67,43 @@ def test_two_processes_with_half_the_batch_each_give_the_gradient_of_one(what, o
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def assert_same_gradients(found: dict, expected: dict) -> None:
+    """To a relative difference of 1e-5 of the whole gradient of each part of the model."""
+    assert found.keys() == expected.keys()
+    parts = {".".join(name.split(".")[:2]) for name in expected}
+    assert len(parts) > 4
+    for part in parts:
+        one, other = (
+            torch.cat([value.flatten() for name, value in values.items() if name.startswith(part)])
+            for values in (found, expected)
+        )
+        assert (one - other).norm() <= 1e-5 * other.norm(), f"{part}: {float((one - other).norm() / other.norm())}"
+
+
+ACCUMULATED = ["plain", "precise", "learned", "features", "norms", "phases"]
+
+
+@pytest.mark.parametrize("what", ACCUMULATED)
+@pytest.mark.parametrize("parts", [2, 4])
+def test_batches_are_accumulated_to_the_gradient_of_one_large_batch(what, parts, files, one):
+    expected = one["accumulated"][what]
+    found = accumulated_in(files, parts)[what]
+    assert_same_gradients(found["gradients"], expected["gradients"])
+    assert found["losses"] == pytest.approx(expected["losses"], rel=1e-5)
+
+
+@pytest.mark.parametrize("what", ACCUMULATED)
+def test_batches_are_accumulated_in_two_processes(what, one, two):
+    for process in two:
+        assert_same_gradients(process["accumulated"][what]["gradients"], one["accumulated"][what]["gradients"])
+
+
+@functools.cache
+def accumulated_in(files: tuple[Path, str], parts: int) -> dict:
+    worker = load_worker()
+    return worker.accumulated(str(files[0]), worker.PluginManager(files=[files[1]]), Fabric(accelerator="cpu"), parts)
 
 
 def test_one_process_saw_no_label_of_some_heads(one, two):

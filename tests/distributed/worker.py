@@ -71,8 +71,10 @@ def only(batch: MixedBatch, **labelled: list[int]) -> MixedBatch:
     return replace(batch, targets=targets)
 
 
-def update(pipeline: Pipeline, plugins: PluginManager, fabric: Fabric, **labelled: list[int]) -> dict[str, Any]:
-    """Gradients of one step over the four images: all here, or a share in each process."""
+def update(
+    pipeline: Pipeline, plugins: PluginManager, fabric: Fabric, parts: int = 1, **labelled: list[int]
+) -> dict[str, Any]:
+    """Gradients of one step over the four images: all here, or a share in each process, in so many batches."""
     training, batch = a_training(pipeline, plugins, fabric)
     batch = only(batch, **labelled)
     share = len(batch) // fabric.world_size
@@ -81,15 +83,16 @@ def update(pipeline: Pipeline, plugins: PluginManager, fabric: Fabric, **labelle
     gradients: dict[str, Any] = {}
     finish = training._finish
 
-    def watched(phase: str, optimizer: Any) -> None:
+    def watched(optimizer: Any, losses: Any, steps: list[Step]) -> None:
+        phase = steps[0].phase
         gradients.update({f"{phase} {n}": p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
-        finish(phase, optimizer)
+        finish(optimizer, losses, steps)
         for name, p in training.balancer.named_parameters():
             gradients[f"{phase} balancer {name}"] = p.detach().clone()
 
     training._finish = watched  # type: ignore[method-assign]
     averages = Averages()
-    training.step([mine], averages)
+    training.step([part(mine, [*range(i, len(mine), parts)]) for i in range(parts)], averages)
     own, _ = averages.read()
     return {"gradients": gradients, "seen": {h: len(mine.labelled(h)) for h in labelled}, "losses": own}
 
@@ -135,6 +138,23 @@ def metrics(pipeline: Pipeline, plugins: PluginManager, fabric: Fabric, out: Pat
     )
 
 
+def accumulated(file: str, plugins: PluginManager, fabric: Fabric, parts: int) -> dict[str, Any]:
+    """Steps over the four images whose labels and objects are distributed unevenly, in so many batches per process."""
+    some = {"semantic": [0, 1, 3], "boxes": [0, 1, 2], "masks": [0], "keypoints": [3]}
+    changes = {
+        "plain": [],
+        "precise": ["train.balancer=geometric_mean"],
+        "learned": ["train.balancer=uncertainty"],
+        "features": ["train.balancer=upgrad"],
+        "norms": ["train.balancer=gradnorm"],
+    }
+    found = {
+        name: update(load_pipeline(file, [*SURE, *own]), plugins, fabric, parts, **some) for name, own in changes.items()
+    }
+    found["phases"] = update(load_pipeline(file, [*SURE, *PHASED]), plugins, fabric, parts, paint=[1, 2, 3])
+    return found
+
+
 def everything(file: str, plugin: str, out: Path, fabric: Fabric | None = None) -> dict[str, Any]:
     """All that the tests compare."""
     plugins = PluginManager(files=[plugin])
@@ -151,6 +171,7 @@ def everything(file: str, plugin: str, out: Path, fabric: Fabric | None = None) 
             load_pipeline(file, [*SURE, "train.balancer=uncertainty"]), plugins, fabric, semantic=[3], masks=[0, 1]
         ),
         "features": update(load_pipeline(file, [*SURE, "train.balancer=upgrad"]), plugins, fabric, masks=[0, 1]),
+        "accumulated": accumulated(file, plugins, fabric, parts=1 if fabric.world_size == 1 else 2),
         "sharded": sharded(pipeline, plugins, fabric, boxes=[0, 1], keypoints=[3]),
         "metrics": metrics(pipeline, plugins, fabric, out),
     }

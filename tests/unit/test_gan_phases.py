@@ -74,9 +74,9 @@ def test_a_side_stands_still_while_the_other_is_trained(
     model, finish = training.run.model, training._finish
     states, gradients = [copied(training)], []
 
-    def watched(phase: str, optimizer: Any) -> None:
+    def watched(optimizer: Any, losses: Any, steps: Any) -> None:
         gradients.append({n for n, p in model.named_parameters() if p.grad is not None})
-        finish(phase, optimizer)
+        finish(optimizer, losses, steps)
         states.append(copied(training))
 
     monkeypatch.setattr(training, "_finish", watched)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from visionkit.errors import UserError
 from visionkit.model.base import Backbone, Head, Neck
+from visionkit.model.failing import normalization_errors
+from visionkit.model.frozen import FrozenParts
 from visionkit.types import Features, Mean, MixedBatch, Output, Prediction
 from visionkit.types.mean import divide
 from visionkit.types.outputs import take_rows
@@ -21,6 +24,35 @@ Branches = dict[str, dict[str, Tensor]]
 """The shared features that each head reads, by head name and level."""
 
 
+@dataclass(frozen=True)
+class Counts:
+    """What the losses of one phase are means over.
+
+    Attributes:
+        losses: for each loss, in the order in which they are returned, the count that its sum is divided by.
+        labelled: how many images each head has learned from.
+    """
+
+    losses: list[Tensor | float]
+    labelled: dict[str, int]
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            [one + two for one, two in zip(self.losses, other.losses, strict=True)],
+            {head: count + other.labelled[head] for head, count in self.labelled.items()},
+        )
+
+    def of_all_processes(self, device: torch.device) -> Counts:
+        """The sum over all processes of a distributed run; one exchange serves all losses and heads."""
+        if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+            return self
+        own = [*self.losses, *self.labelled.values()]
+        counts = torch.stack([torch.as_tensor(c, dtype=torch.float32, device=device) for c in own])
+        torch.distributed.all_reduce(counts)
+        losses, labelled = counts[: len(self.losses)], counts[len(self.losses) :]
+        return Counts(list(losses), {head: int(n) for head, n in zip(self.labelled, labelled.tolist())})
+
+
 class Step:
     """One batch on its way through the phases of a training step.
 
@@ -30,7 +62,10 @@ class Step:
         outputs: what ``"main"`` made, for the phases after it.
         branch: hands the shared features to the heads; ``None`` hands every head the very same tensors. A balancer that
             weighs gradients where the heads branch off stands here.
-        labelled: after the forward pass, how many images each head has learnt from, in all processes together.
+        counts: after the forward pass, the counts of this batch in this process.
+        whole: the counts of all batches of the step in all processes, which sums are divided by. ``None``: this batch
+            is the only one, and the forward pass finds them.
+        divide: whether losses are means; else they are returned as sums, which several batches need to find ``whole``.
 
     Not a dataclass, and no container: wrappers for precision and distribution look into those and convert what they
     find, and boxes in half precision are wrong boxes.
@@ -41,7 +76,9 @@ class Step:
         self.phase = "main"
         self.outputs: dict[str, Any] | None = None
         self.branch = branch
-        self.labelled: dict[str, int] = {}
+        self.counts = Counts([], {})
+        self.whole: Counts | None = None
+        self.divide = True
 
 
 class MultiTaskModel(nn.Module):
@@ -71,8 +108,6 @@ class MultiTaskModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.neck = neck
-        if taken := [name for name in heads if hasattr(nn.ModuleDict, name)]:
-            raise UserError(f"a head cannot be called '{taken[0]}': torch keeps that name for itself")
         self.heads = nn.ModuleDict(heads)
         self.reads = resolve_ports(heads, reads or {})
         self.order = sort_heads(list(heads), self.reads)
@@ -82,6 +117,32 @@ class MultiTaskModel(nn.Module):
         mean, std = (backbone.mean, backbone.std) if backbone is not None else ((0.5,) * 3, (0.5,) * 3)
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
+        self._frozen: FrozenParts | None = None
+
+    def freeze(self, parts: Mapping[str, bool]) -> None:
+        """Freeze the parts whose longest prefix in ``parts`` is mapped to true, and those without any gradient."""
+        self._frozen = FrozenParts(self, parts)
+
+    def train(self, mode: bool = True) -> MultiTaskModel:
+        """As for any module, but frozen parts stay in evaluation mode and have the values that they had."""
+        super().train(mode)
+        if self._frozen is not None:
+            self._frozen.reset()
+            self._frozen.evaluation_mode()
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As for any module."""
+        if self._frozen is not None:
+            self._frozen.reset()
+        return super().state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As for any module; what is loaded are the values that frozen parts keep."""
+        result = super().load_state_dict(*args, **kwargs)
+        if self._frozen is not None:
+            self._frozen.remember()
+        return result
 
     def loss_names(self) -> dict[str, tuple[str, ...]]:
         """The names of the losses of the main phase, by head; heads that learn nothing are left out."""
@@ -131,10 +192,30 @@ class MultiTaskModel(nn.Module):
         return outputs
 
     def forward(self, step: Step) -> Losses:
-        """Losses of the phase that ``step`` is in; its outputs are left there for the phases after it."""
+        """Losses of the phase that ``step`` is in; its outputs are left there for the phases after it.
+
+        Averaged over the processes and added up over the batches of the step, they are means over everything that was
+        counted. A loss that is a scalar counts the images that its head has learned from.
+        """
         found, step.outputs = self._losses(step.batch, step.phase, step.outputs, step.branch)
-        losses, step.labelled = means_of_all(found, {name: len(step.batch.labelled(name)) for name in found})
-        return losses
+        labelled = {name: len(step.batch.labelled(name)) for name in found}
+        listed = [loss for named in found.values() for loss in named.values()]
+        own = [
+            loss.count if isinstance(loss, Mean) else labelled[h]
+            for h, named in found.items()
+            for loss in named.values()
+        ]
+        step.counts = Counts(own, labelled)
+        world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        if step.whole is None and step.divide:
+            step.whole = step.counts.of_all_processes(step.batch.images.device)
+            if world == 1:
+                return _values(found)
+        totals = [loss.total if isinstance(loss, Mean) else loss * count for loss, count in zip(listed, own)]
+        if step.whole is not None:
+            totals = [divide(total * world, count) for total, count in zip(totals, step.whole.losses)]
+        left = iter(totals)
+        return {head: {name: next(left) for name in named} for head, named in found.items()}
 
     def losses(
         self, batch: MixedBatch, phase: str = "main", outputs: dict[str, Any] | None = None
@@ -160,6 +241,20 @@ class MultiTaskModel(nn.Module):
         branch: Callable[[Branches], Branches] | None = None,
     ) -> tuple[dict[str, dict[str, Tensor | Mean]], dict[str, Any]]:
         """What :meth:`losses` returns, the losses as the heads give them."""
+        written = self._frozen.versions() if self._frozen is not None else []
+        with normalization_errors(self):
+            result = self._losses_of_heads(batch, phase, outputs, branch)
+        if self._frozen is not None:
+            self._frozen.check(written)
+        return result
+
+    def _losses_of_heads(
+        self,
+        batch: MixedBatch,
+        phase: str,
+        outputs: dict[str, Any] | None,
+        branch: Callable[[Branches], Branches] | None,
+    ) -> tuple[dict[str, dict[str, Tensor | Mean]], dict[str, Any]]:
         labelled = {name: batch.labelled(name) if name in self.learning else [] for name in self.order}
         rows = self._rows_to_run(labelled)
         branches: Branches = {name: {} for name in self.order}
@@ -258,36 +353,6 @@ def _values(found: Mapping[str, Mapping[str, Tensor | Mean]]) -> Losses:
         head: {name: loss.value() if isinstance(loss, Mean) else loss for name, loss in named.items()}
         for head, named in found.items()
     }
-
-
-def means_of_all(
-    found: Mapping[str, Mapping[str, Tensor | Mean]], labelled: Mapping[str, int]
-) -> tuple[Losses, dict[str, int]]:
-    """Losses such that their average over the processes is the mean over all that the processes counted.
-
-    A scalar counts the images that its head has learnt from. One exchange of counts serves all heads.
-
-    Args:
-        found: by head and loss name, as the heads gave them.
-        labelled: by head, labelled images of this process.
-
-    Returns:
-        The losses, and labelled images of all processes, by head.
-    """
-    world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    if world == 1:
-        return _values(found), dict(labelled)
-    listed = [(head, name, loss) for head, named in found.items() for name, loss in named.items()]
-    device = next(loss.total if isinstance(loss, Mean) else loss for _, _, loss in listed).device
-    own: list[Any] = [loss.count if isinstance(loss, Mean) else labelled[head] for head, _, loss in listed]
-    counts = torch.stack([torch.as_tensor(c, dtype=torch.float32, device=device) for c in [*own, *labelled.values()]])
-    here = counts.clone()
-    torch.distributed.all_reduce(counts)
-    losses: Losses = {head: {} for head in found}
-    for i, (head, name, loss) in enumerate(listed):
-        total = loss.total if isinstance(loss, Mean) else loss * here[i]
-        losses[head][name] = divide(total * world, counts[i])
-    return losses, {head: int(n) for head, n in zip(labelled, counts[len(listed) :].tolist())}
 
 
 def resolve_ports(heads: Mapping[str, Head], reads: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:

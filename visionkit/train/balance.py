@@ -10,6 +10,10 @@ from torch import Tensor, nn
 
 from visionkit.errors import UserError
 from visionkit.model.graph import Branches, Losses
+from visionkit.numbers import NonNegative
+
+Gradients = dict[str, dict[int, Tensor]]
+"""Gradients at the shared features, by head and number of the level."""
 
 
 class Balancer(nn.Module):
@@ -28,7 +32,7 @@ class Balancer(nn.Module):
 
     at_features: ClassVar[bool] = False
 
-    def __init__(self, heads: Mapping[str, tuple[str, ...]], *, weights: dict[str, float] | None = None) -> None:
+    def __init__(self, heads: Mapping[str, tuple[str, ...]], *, weights: dict[str, NonNegative] | None = None) -> None:
         super().__init__()
         self.heads = dict(heads)
         self.weights = dict(weights or {})
@@ -61,8 +65,8 @@ class Balancer(nn.Module):
         """How much of each head's gradient goes on into neck and backbone.
 
         Args:
-            gramian: (K, K) float32, inner products of the gradients of these heads at the shared features, summed over
-                levels, images and processes.
+            gramian: (K, K) float64 (float32 where the device has no other), inner products of the gradients of these
+                heads at the shared features, summed over levels, images and processes.
             heads: names of the K heads that have learnt from something in this step.
 
         Returns:
@@ -70,8 +74,14 @@ class Balancer(nn.Module):
         """
         return torch.ones(len(heads), device=gramian.device)
 
-    def branch(self, branches: Branches) -> Branches:
-        """The shared features as each head is to read them: the same values, and :meth:`weigh` on the way back."""
+    def branch(self, branches: Branches, weights: Mapping[str, Tensor] | None = None) -> Branches:
+        """The shared features as each head is to read them: the same values, and the weights of the heads' gradients on
+        the way back.
+
+        Args:
+            branches: levels by head.
+            weights: by head, where they are known already; ``None``: :meth:`weigh` is asked.
+        """
         levels: dict[str, Tensor] = {}
         for own in branches.values():
             levels.update(own)
@@ -79,8 +89,25 @@ class Balancer(nn.Module):
             return branches
         names = list(levels)
         plan = [(head, names.index(level)) for head, own in branches.items() for level in own]
-        parted = iter(_Branch.apply(self.weigh, plan, *levels.values()))
+        parted = iter(_Branch.apply(self.weights_of if weights is None else lambda _: weights, plan, *levels.values()))
         return {head: {level: next(parted) for level in own} for head, own in branches.items()}
+
+    def weights_of(self, gradients: Gradients) -> dict[str, Tensor]:
+        """The weight of every head, from the gradients of one batch in each process."""
+        return self.weights_from(gramian(gradients), list(gradients))
+
+    def weights_from(self, gramian: Tensor, heads: Sequence[str]) -> dict[str, Tensor]:
+        """The weight of every head, from this process's share of the Gramian of their gradients."""
+        if torch.distributed.is_initialized():
+            # The gradient of the whole is the mean over the processes, each of which holds the part of its own images.
+            torch.distributed.all_reduce(gramian)
+            gramian = gramian / torch.distributed.get_world_size() ** 2
+        weights = torch.ones(len(heads), device=gramian.device)
+        # A head that learned from nothing has a gradient of zeros, which would end the search for a common direction.
+        active = [i for i in range(len(heads)) if gramian[i, i] > 0]
+        if active:
+            weights[active] = self.weigh(gramian[active][:, active], [heads[i] for i in active]).to(weights)
+        return dict(zip(heads, weights))
 
     @staticmethod
     def mean(values: Tensor) -> Tensor:
@@ -109,8 +136,8 @@ class _Branch(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, weigh: Any, plan: list[tuple[str, int]], *levels: Tensor) -> tuple[Tensor, ...]:
-        ctx.weigh, ctx.plan = weigh, plan
+    def forward(ctx: Any, weights_of: Any, plan: list[tuple[str, int]], *levels: Tensor) -> tuple[Tensor, ...]:
+        ctx.weights_of, ctx.plan = weights_of, plan
         ctx.last = [level.ndim == 4 and level.is_contiguous(memory_format=torch.channels_last) for level in levels]
         ctx.set_materialize_grads(False)
         return tuple(levels[i].view_as(levels[i]) for _, i in plan)
@@ -118,43 +145,54 @@ class _Branch(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        by_head: dict[str, dict[int, Tensor]] = {}
+        by_head: Gradients = {}
         for (head, level), grad in zip(ctx.plan, grads):
             own = by_head.setdefault(head, {})
             if grad is not None:
                 form = torch.channels_last if ctx.last[level] else torch.contiguous_format
                 own[level] = grad.contiguous(memory_format=form)
-        gramian = _gramian(list(by_head.values()), ctx.last)
-        heads = list(by_head)
-        weights = torch.ones(len(heads), device=gramian.device)
-        # A head that learnt from nothing has a gradient of zeros, which would end the search for a common direction.
-        active = [i for i in range(len(heads)) if gramian[i, i] > 0]
-        if len(active) > 0:
-            weights[active] = ctx.weigh(gramian[active][:, active], [heads[i] for i in active]).to(weights)
+        weights = ctx.weights_of(by_head)
         out: list[Tensor | None] = [None] * len(ctx.last)
-        for weight, own in zip(weights, by_head.values()):
+        for head, own in by_head.items():
             for level, grad in own.items():
-                part = grad * weight.to(grad.dtype)
+                part = grad * weights[head].to(grad.dtype)
                 before = out[level]
                 out[level] = part if before is None else before.add_(part)
         return (None, None, *out)
 
 
-def _gramian(gradients: Sequence[Mapping[int, Tensor]], channels_last: Sequence[bool]) -> Tensor:
-    """(K, K) float32 inner products over all levels, and over all processes as if they were one."""
-    device = next((grad.device for own in gradients for grad in own.values()), torch.device("cpu"))
-    flat = [
-        {i: (grad.permute(0, 2, 3, 1) if channels_last[i] else grad).reshape(-1) for i, grad in own.items()}
-        for own in gradients
-    ]
-    gramian = torch.zeros(len(flat), len(flat), device=device)
+def gradients_at(loss: Tensor, branches: Branches) -> Gradients:
+    """Gradients of a scalar at the shared features of every head; those that it doesn't depend on are left out."""
+    names = list(dict.fromkeys(level for own in branches.values() for level in own))
+    where = [(head, level) for head, own in branches.items() for level in own]
+    found = torch.autograd.grad(loss, [branches[head][level] for head, level in where], allow_unused=True)
+    gradients: Gradients = {head: {} for head in branches}
+    for (head, level), gradient in zip(where, found):
+        if gradient is not None:
+            gradients[head][names.index(level)] = gradient.contiguous()
+    return gradients
+
+
+def gramian(gradients: Gradients) -> Tensor:
+    """(K, K) inner products of the gradients of K heads, over all levels that two of them share.
+
+    They are in double precision: rounded to single precision, the Gramian of dependent gradients is not singular. A
+    device without double precision gives float32.
+    """
+    device = next((grad.device for own in gradients.values() for grad in own.values()), torch.device("cpu"))
+    flat = [{level: _flat(grad) for level, grad in own.items()} for own in gradients.values()]
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    found = torch.zeros(len(flat), len(flat), dtype=dtype, device=device)
     for i, one in enumerate(flat):
         for j, other in enumerate(flat[: i + 1]):
             for level in one.keys() & other.keys():
-                gramian[i, j] += torch.dot(one[level].float(), other[level].float())
-            gramian[j, i] = gramian[i, j]
-    if torch.distributed.is_initialized():
-        # The gradient of the whole is the mean over the processes, each of which holds the part of its own images.
-        torch.distributed.all_reduce(gramian)
-        gramian /= torch.distributed.get_world_size() ** 2
-    return gramian
+                found[i, j] += torch.dot(one[level].to(dtype), other[level].to(dtype))
+            found[j, i] = found[i, j]
+    return found
+
+
+def _flat(gradient: Tensor) -> Tensor:
+    """All values in the order in which they lie in memory, where that can be."""
+    if gradient.ndim == 4 and gradient.is_contiguous(memory_format=torch.channels_last):
+        gradient = gradient.permute(0, 2, 3, 1)
+    return gradient.reshape(-1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +19,9 @@ from visionkit.data.wiring import build_feeds
 from visionkit.errors import RunError
 from visionkit.evaluate.over_time import pictures_over_time
 from visionkit.evaluate.runner import evaluate_model
-from visionkit.model.graph import Losses, Step
+from visionkit.model.graph import Branches, Counts, Losses, Step
 from visionkit.model.run import load_state, load_weights
-from visionkit.train.balance import Balancer
+from visionkit.train.balance import Balancer, gradients_at, gramian
 from visionkit.train.checkpoint import rng_state, save_checkpoint, set_rng_state
 from visionkit.train.optim import (
     MovingAverage,
@@ -33,12 +35,16 @@ from visionkit.train.optim import (
 from visionkit.train.progress import Averages
 from visionkit.types import MixedBatch
 from visionkit.types._tree import map_tensors
+from visionkit.types.mean import divide
 
 if TYPE_CHECKING:
     from visionkit.plugins import PluginManager
     from visionkit.train.loop import Run
 
 log = logging.getLogger("visionkit.train")
+
+SMALLEST_SCALE = 2.0**-14
+"""Losses are scaled by less than this only if gradients overflow whatever the scale is."""
 
 
 class Training:
@@ -63,13 +69,15 @@ class Training:
         ready = fabric.setup_optimizers(*optimizers.values())
         self.optimizers = dict(zip(optimizers, ready if isinstance(ready, list | tuple) else [ready]))
         self.average = MovingAverage(model, train.ema) if train.ema else None
+        self._scaler = getattr(fabric.strategy.precision, "scaler", None)
 
     def step(self, batches: list[MixedBatch], averages: Averages) -> float:
         """One update of every phase from ``accumulate`` batches; returns the learning rate it was taken with."""
         model, train = self.run.model, self.run.pipeline.train
         model.train()
         rate = learning_rate(train, self.run.step)
-        branch = self.balancer.branch if self.balancer.at_features else None
+        # Several batches are weighed together, in a pass of their own.
+        branch = self.balancer.branch if self.balancer.at_features and len(batches) == 1 else None
         steps = [
             Step(
                 batch.to(self.fabric.device, non_blocking=True).normalised(
@@ -79,40 +87,139 @@ class Training:
             )
             for batch in batches
         ]
+        images = sum(len(step.batch) for step in steps)
         for phase, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["lr_scale"]
+            for step in steps:
+                step.phase, step.whole = phase, None
             with self._only(phase):
-                for i, step in enumerate(steps):
-                    step.phase = phase
-                    with self.fabric.no_backward_sync(self.module, enabled=i < len(steps) - 1):
-                        losses: Losses = self.module(step)
-                        self._check_finite(losses, step.batch)
-                        self.fabric.backward(self._one(phase, losses, step) / len(steps))
-                    # Later phases see what was made, not how; with one phase alone the graph can go at once.
-                    step.outputs = _detached(step.outputs or {}) if len(self.phases) > 1 else None
-                    averages.add(losses, step.labelled, len(step.batch) if phase == "main" else 0)
-                self._finish(phase, optimizer)
+                losses, labelled = self._backward_one(steps[0]) if len(steps) == 1 else self._backward_many(steps)
+                self._finish(optimizer, losses, steps)
+            averages.add(losses, labelled, images if phase == "main" else 0)
         self.run.step += 1
         if self.average:
             self.average.update(model)
         return rate
 
-    def _one(self, phase: str, losses: Losses, step: Step) -> Tensor:
+    def _backward_one(self, step: Step) -> tuple[Losses, dict[str, int]]:
+        """Gradients of the step's only batch."""
+        losses: Losses = self.module(step)
+        assert step.whole is not None
+        self.fabric.backward(self._one(step.phase, losses, step.whole.labelled))
+        self._detach(step)
+        return losses, step.whole.labelled
+
+    def _backward_many(self, steps: list[Step]) -> tuple[Losses, dict[str, int]]:
+        """Gradients of several batches, equal to those of one batch that holds all their images.
+
+        What a loss is divided by, and how much the balancer makes of it, depends on all batches. So the batches first
+        go through the model without a graph, to find both; then every batch adds its share to the gradients.
+        """
+        losses, whole = self._measure(steps)
+        phase = steps[0].phase
+        listed = [value.requires_grad_() for named in losses.values() for value in named.values()]
+        scalar = self._one(phase, losses, whole.labelled)
+        weights = torch.autograd.grad(scalar, listed, retain_graph=True, allow_unused=True)
+
+        def share(step: Step) -> Tensor:
+            parts = [value for named in self.module(step).values() for value in named.values()]
+            return torch.stack([x * (0.0 if w is None else w) for x, w in zip(parts, weights, strict=True)]).sum()
+
+        for step in steps:
+            step.whole = whole
+        if phase == "main" and self.balancer.at_features:
+            self._weigh_at_features(steps, share)
+        for i, step in enumerate(steps):
+            with self.fabric.no_backward_sync(self.module, enabled=i < len(steps) - 1):
+                # The balancer's own parameters get their gradient once.
+                self.fabric.backward(share(step) + scalar if i == 0 else share(step))
+            self._detach(step)
+        return losses, whole.labelled
+
+    def _measure(self, steps: list[Step]) -> tuple[Losses, Counts]:
+        """The losses over all batches, without a graph, and what they are means over."""
+        sums: list[Losses] = []
+        with self._undone(steps), torch.no_grad(), self.fabric.no_backward_sync(self.module):
+            for step in steps:
+                step.divide = False
+                sums.append(self.module(step))
+        whole = functools.reduce(operator.add, [step.counts for step in steps]).of_all_processes(self.fabric.device)
+        counts = iter(whole.losses)
+        losses: Losses = {
+            head: {
+                name: divide(sum(part[head][name] for part in sums) * self.fabric.world_size, next(counts))  # type: ignore[arg-type]
+                for name in named
+            }
+            for head, named in sums[0].items()
+        }
+        return losses, whole
+
+    def _weigh_at_features(self, steps: list[Step], share: Callable[[Step], Tensor]) -> None:
+        """Ask the balancer for the heads' weights, given the gradients at the features of all batches together."""
+        heads: list[str] = []
+        grams = []
+        scaler = self._scaler
+        with self._undone(steps), self.fabric.no_backward_sync(self.module):
+            for step in steps:
+                parted: Branches = {}
+
+                def part(branches: Branches, parted: Branches = parted) -> Branches:
+                    for head, own in branches.items():
+                        parted[head] = {level: value.detach().requires_grad_() for level, value in own.items()}
+                    return parted
+
+                step.branch = part
+                loss = share(step)
+                grams.append(gramian(gradients_at(scaler.scale(loss) if scaler else loss, parted)))
+                heads = list(parted)
+        weights = self.balancer.weights_from(torch.stack(grams).sum(0), heads)
+        for step in steps:
+            step.branch = functools.partial(self.balancer.branch, weights=weights)
+
+    @contextlib.contextmanager
+    def _undone(self, steps: list[Step]) -> Iterator[None]:
+        """A rehearsal: random numbers, buffers and the outputs of earlier phases are left as they were."""
+        model = self.run.model
+        generators = rng_state()
+        buffers = [
+            (module, name, value, value.clone())
+            for module in model.modules()
+            for name, value in module.named_buffers(recurse=False)
+        ]
+        outputs = [step.outputs for step in steps]
+        try:
+            yield
+        finally:
+            for module, name, value, before in buffers:
+                module._buffers[name] = value.copy_(before)
+            for step, output in zip(steps, outputs):
+                step.outputs, step.divide = output, True
+            set_rng_state(generators)
+
+    def _detach(self, step: Step) -> None:
+        # Later phases see what was made, not how; with one phase alone the graph can go at once.
+        step.outputs = _detached(step.outputs or {}) if len(self.phases) > 1 else None
+
+    def _one(self, phase: str, losses: Losses, labelled: Mapping[str, int]) -> Tensor:
         """The scalar to differentiate: the balancer's in the phase that all heads share, else the plain sum."""
         if phase == "main":
-            return self.balancer(losses, step.labelled)
+            return self.balancer(losses, labelled)
         return torch.stack([value for named in losses.values() for value in named.values()]).sum()
 
-    def _finish(self, phase: str, optimizer: Any) -> None:
-        if phase == "main" and self.fabric.world_size > 1:
+    def _finish(self, optimizer: Any, losses: Losses, steps: list[Step]) -> None:
+        """Check and clip the gradients, and update the parameters of one phase."""
+        if steps[0].phase == "main" and self.fabric.world_size > 1:
             # The balancer's own parameters are not in the module whose gradients are averaged over the processes.
             for parameter in self.balancer.parameters():
                 if parameter.grad is not None:
                     parameter.grad = self.balancer.mean(parameter.grad)
-        self._clip(optimizer)
+        self._check_finite(losses, self._clip(optimizer), steps)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if self._scaler is not None and self._scaler.get_scale() < SMALLEST_SCALE:
+            raise RunError(f"the gradient at step {self.run.step} is not finite, however little the losses are scaled; "
+                           f"train with precision bf16-mixed or 32-true")  # fmt: skip
 
     @contextlib.contextmanager
     def _only(self, phase: str) -> Iterator[None]:
@@ -132,27 +239,64 @@ class Training:
             for norm, momentum in zip(norms, momenta):
                 norm.momentum = momentum
 
-    def _clip(self, optimizer: Any) -> None:
+    def _clip(self, optimizer: Any) -> Tensor | None:
+        """Clip the gradient, if the pipeline says so, and return its norm; ``None`` if it is scaled, because the scaler
+        leaves out a step that overflows, and scales less."""
         train = self.run.pipeline.train
-        if train.clip is None:
-            return
-        norm = self.fabric.clip_gradients(self.module, optimizer, max_norm=train.clip, error_if_nonfinite=False)
-        scaled = train.precision == "16-mixed"  # its scaler leaves out a step that overflows, and scales less
-        if not scaled and not torch.isfinite(norm):  # type: ignore[arg-type]
-            raise RunError(f"the gradient at step {self.run.step} is not finite ({float(norm)}), though every loss is; "  # type: ignore[arg-type]
-                           f"lower the learning rate, or train with precision 32-true")  # fmt: skip
+        norm = None
+        if train.clip is not None:
+            norm = self.fabric.clip_gradients(self.module, optimizer, max_norm=train.clip, error_if_nonfinite=False)
+        if self._scaler is not None:
+            return None
+        if norm is None:
+            norm = torch.nn.utils.get_total_norm(
+                [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            )
+        return norm
 
-    def _check_finite(self, losses: Losses, batch: MixedBatch) -> None:
-        if bool(torch.isfinite(torch.stack([v.detach().float() for n in losses.values() for v in n.values()])).all()):
+    def _check_finite(self, losses: Losses, norm: Tensor | None, steps: list[Step]) -> None:
+        """Nothing but finite numbers may reach the optimizer.
+
+        Raises:
+            RunError: a loss or the gradient is not finite; the message names the head, and the images or the parameter.
+        """
+        values = [value.detach().float() for named in losses.values() for value in named.values()]
+        if norm is not None:
+            values.append(norm.detach().float())
+        finite = torch.isfinite(torch.stack(values)).all()
+        if norm is None and self.fabric.world_size > 1:
+            # Losses differ between the processes, and none of them may go on alone.
+            finite = self.fabric.all_reduce(finite.float(), reduce_op="sum") == self.fabric.world_size  # type: ignore[operator, assignment]
+        if bool(finite):
             return
+        step = self.run.step
         for head, named in losses.items():
             for name, value in named.items():
                 if not torch.isfinite(value):
-                    images = ", ".join(batch.info[row].path or str(batch.info[row].id) for row in batch.labelled(head))
-                    raise RunError(
-                        f"loss '{name}' of head '{head}' is {value.item()} at step {self.run.step}; "
-                        f"its images: {images}"
+                    batches = [one.batch for one in steps]
+                    images = ", ".join(
+                        batch.info[row].path or str(batch.info[row].id)
+                        for batch in batches
+                        for row in batch.labelled(head)
                     )
+                    raise RunError(
+                        f"loss '{name}' of head '{head}' is {value.item()} at step {step}; its images: {images}"
+                    )
+        raise RunError(f"the gradient{self._blamed()} at step {step} is not finite, though every loss is; "
+                       "lower the learning rate, or train with precision 32-true")  # fmt: skip
+
+    def _blamed(self) -> str:
+        """The first parameter whose gradient is not finite; one of a head, if there is one, because the gradients of
+        shared layers come from the heads."""
+        bad = [
+            name
+            for name, parameter in [*self.run.model.named_parameters(), *self.balancer.named_parameters("balancer")]
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+        ]
+        own = [name for name in bad if name.startswith("heads.")]
+        if own:
+            return f" of head '{own[0].split('.')[1]}' ({own[0]})"
+        return f" of {bad[0]}" if bad else ""
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -204,6 +348,7 @@ class Training:
             generators = [None] * self.fabric.world_size
             torch.distributed.all_gather_object(generators, rng_state())
         if self.fabric.global_rank == 0:
+            self._check_state()
             save_checkpoint(
                 self.run.folder.checkpoint_file,
                 {
@@ -218,6 +363,36 @@ class Training:
                 },
             )
         self.fabric.barrier()
+
+    def _check_state(self) -> None:
+        """What is saved must be finite: an update can overflow although its gradient is finite.
+
+        Raises:
+            RunError: the message names the first tensor that is not.
+        """
+        state = {
+            "": self.run.model.state_dict(),
+            "the moving average of ": self.average.state if self.average else {},
+            **{
+                f"the {key} of ": {
+                    name: self.optimizers[phase].state[p][key]
+                    for phase, parameters in self.phases.items()
+                    for name, p in self.run.model.named_parameters()
+                    if any(p is own for own in parameters) and key in self.optimizers[phase].state.get(p, {})
+                }
+                for key in ("momentum_buffer", "exp_avg", "exp_avg_sq")
+            },
+        }
+        listed = [
+            (what + name, value)
+            for what, named in state.items()
+            for name, value in named.items()
+            if isinstance(value, Tensor) and value.is_floating_point()
+        ]
+        finite = torch.stack([torch.isfinite(value).all() for _, value in listed]).tolist()
+        if not all(finite):
+            raise RunError(f"{listed[finite.index(False)][0]} is not finite after step {self.run.step}; "
+                           "lower the learning rate. The checkpoint before it is intact")  # fmt: skip
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint.

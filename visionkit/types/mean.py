@@ -12,8 +12,9 @@ from torch import Tensor
 class Mean:
     """A sum and what it is divided by: pixels, anchors, objects ...
 
-    A head that returns this in place of the quotient lets the core divide by the count of *all* processes, so that many
-    small batches give the gradient of one large batch, however unevenly the labels fall on them.
+    A head that returns this in place of the quotient lets the core divide by the count of *all* processes and of all
+    accumulated batches, so that many small batches give the gradient of one large batch, however unevenly the labels
+    fall on them.
 
     Attributes:
         total: scalar, the sum.
@@ -25,9 +26,12 @@ class Mean:
 
     def value(self) -> Tensor:
         """The mean; 0 (with its graph) where nothing was counted."""
-        return divide(self.total, torch.as_tensor(self.count, dtype=torch.float32, device=self.total.device))
+        return divide(self.total, self.count)
 
 
-def divide(total: Tensor, count: Tensor) -> Tensor:
+def divide(total: Tensor, count: Tensor | float) -> Tensor:
     """``total / count``, and ``total`` itself, which is then 0, where ``count`` is 0."""
+    if not isinstance(count, Tensor):
+        return total / count if count > 0 else total
+    count = count.to(torch.promote_types(total.dtype, torch.float32))
     return total / torch.where(count > 0, count, torch.ones_like(count))
