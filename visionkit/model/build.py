@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from visionkit.config import HeadConfig, Pipeline, build_component
 from visionkit.errors import PluginError, UserError
@@ -36,6 +37,10 @@ def build_model(pipeline: Pipeline, plugins: PluginManager, labels: Mapping[str,
     spec = backbone_spec | neck_spec
     heads: dict[str, Head] = {}
     for name, config in pipeline.heads.items():
+        if hasattr(nn.ModuleDict(), name):
+            raise pipeline.fail(
+                config.at, f"heads.{name}: a head cannot be called '{name}', an attribute of every torch module"
+            )
         heads[name] = _typed(
             build_component(plugins, "head", config, pipeline, spec, labels[name]), Head, config, pipeline
         )

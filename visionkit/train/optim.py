@@ -13,8 +13,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
 from visionkit.config import OptimizerConfig, Pipeline, TrainConfig
+from visionkit.model.frozen import longest_prefix, part_names
 from visionkit.model.graph import MultiTaskModel
 from visionkit.model.run import RunFolder
+from visionkit.plugins import did_you_mean
 
 
 def initial_weights(init: str) -> Path:
@@ -24,18 +26,23 @@ def initial_weights(init: str) -> Path:
 
 
 def freeze_parts(model: MultiTaskModel, pipeline: Pipeline) -> None:
-    """Switch off the gradient of every part that the pipeline freezes."""
-    for prefix, part in pipeline.train.parts.items():
-        names = [name for name, _ in model.named_parameters() if _under(name, prefix)]
-        if not names:
-            parts = ["backbone", "neck", *(f"heads.{name}" for name in model.heads)]
-            raise pipeline.fail(
-                ("train", "parts", prefix), f"no parameter lies under '{prefix}' (parts are e.g. {', '.join(parts)})"
-            )
-        if part.freeze:
-            for name, parameter in model.named_parameters():
-                if _under(name, prefix):
-                    parameter.requires_grad_(False)
+    """Freeze the parts of a model that the pipeline freezes; the longest prefix that matches a name decides.
+
+    Raises:
+        UserError: a prefix that matches nothing.
+    """
+    names, parts = part_names(model), pipeline.train.parts
+    learned = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    for prefix, part in parts.items():
+        if prefix not in names:
+            around = prefix.rpartition(".")[0]
+            beside = [name for name in names if name.rpartition(".")[0] == around] or ["backbone", "neck", "heads"]
+            hint = f"{did_you_mean(prefix, names)} (there are {', '.join(beside[:12])})"
+            raise pipeline.fail(("train", "parts", prefix), f"the model has no part '{prefix}'{hint}")
+        changes = part.lr_scale != 1.0 or part.weight_decay is not None
+        if changes and not any(longest_prefix(name, (prefix,)) for name in learned):
+            raise pipeline.fail(("train", "parts", prefix), f"no parameter lies under '{prefix}'")
+    model.freeze({prefix: part.freeze for prefix, part in parts.items()})
 
 
 def phases_of(model: MultiTaskModel) -> dict[str, list[nn.Parameter]]:
@@ -69,7 +76,7 @@ def build_optimizers(
     """One optimiser a phase; what the balancer learns belongs to ``"main"``.
 
     Raises:
-        UserError: ``train.phases`` names a phase that no head has, or a part of the model is named that is not there.
+        UserError: ``train.phases`` names a phase that no head has, or nothing is left to optimize.
     """
     train = pipeline.train
     others = [phase for phase in phases if phase != "main"]
@@ -78,11 +85,16 @@ def build_optimizers(
             ("train", "phases", unknown[0]),
             f"no head has a phase '{unknown[0]}' (phases beside main: {', '.join(others) or 'none'})",
         )
+    if not phases["main"]:
+        frozen = [prefix for prefix, part in train.parts.items() if part.freeze]
+        why = f": train.parts freezes {', '.join(frozen)}" if frozen else ": every parameter of the model is frozen"
+        raise pipeline.fail(("train", "parts") if frozen else ("heads",), f"nothing is left to optimize{why}")
     return {
         phase: build_optimizer(
             model, parameters, train, balancer.parameters() if phase == "main" else (), train.phases.get(phase)
         )
         for phase, parameters in phases.items()
+        if parameters  # all of an adversarial head may be frozen
     }
 
 
@@ -106,8 +118,7 @@ def build_optimizer(
     for name, parameter in model.named_parameters():
         if id(parameter) not in wanted:
             continue
-        prefix = max((p for p in train.parts if _under(name, p)), key=len, default=None)
-        part = train.parts[prefix] if prefix is not None else None
+        part = train.parts.get(longest_prefix(name, train.parts))
         scale = (part.lr_scale if part else 1.0) * pace
         own = part.weight_decay if part and part.weight_decay is not None else decay
         groups.setdefault((scale, own), []).append(parameter)
@@ -121,10 +132,6 @@ def build_optimizer(
     if config.name == "sgd":
         return torch.optim.SGD(listed, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
     return torch.optim.AdamW(listed, lr=config.lr, betas=config.betas, fused=fused)
-
-
-def _under(name: str, prefix: str) -> bool:
-    return name == prefix or name.startswith(prefix + ".")
 
 
 def learning_rate(train: TrainConfig, step: int) -> float:
