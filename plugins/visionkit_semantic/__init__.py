@@ -76,17 +76,18 @@ def importers() -> list[Component]:
     torchvision = "visionkit_semantic.torchvision_weights"
     smp = "visionkit_semantic.smp_weights"
     models = {
-        "torchvision/fcn_resnet50": (f"{torchvision}:FCN50", "torchvision's FCN, ResNet-50"),
-        "torchvision/fcn_resnet101": (f"{torchvision}:FCN101", "torchvision's FCN, ResNet-101"),
-        "torchvision/deeplabv3_resnet50": (f"{torchvision}:DeepLab50", "torchvision's DeepLabv3, ResNet-50"),
-        "torchvision/deeplabv3_resnet101": (f"{torchvision}:DeepLab101", "torchvision's DeepLabv3, ResNet-101"),
+        "torchvision/fcn_resnet50": (f"{torchvision}:FCN", "torchvision's FCN on a ResNet"),
+        "torchvision/fcn_resnet101": (f"{torchvision}:FCN", "torchvision's FCN on a ResNet"),
+        "torchvision/deeplabv3_resnet50": (f"{torchvision}:DeepLab", "torchvision's DeepLabv3 on a ResNet"),
+        "torchvision/deeplabv3_resnet101": (f"{torchvision}:DeepLab", "torchvision's DeepLabv3 on a ResNet"),
         "deeplab_pytorch/deeplabv2_resnet101": (f"{kazuto}:DeepLabV2", "DeepLabv2 of kazuto1011"),
         "deeplab_pytorch/deeplabv3_resnet101": (f"{kazuto}:DeepLabV3", "DeepLabv3 of kazuto1011"),
         "deeplab_pytorch/deeplabv3plus_resnet101": (f"{kazuto}:DeepLabV3Plus", "DeepLabv3+ of kazuto1011"),
-        "deeplab_xception/deeplabv3plus_resnet101": (f"{jf}:ResNet101", "DeepLabv3+ of jfzhang95"),
-        "deeplab_xception/deeplabv3plus_xception65": (f"{jf}:Xception65", "DeepLabv3+ on Xception of jfzhang95"),
+        "deeplab_xception/deeplabv3plus_resnet101": (f"{jf}:ResNet", "DeepLabv3+ of jfzhang95"),
+        "deeplab_xception/deeplabv3plus_xception65": (f"{jf}:Xception", "DeepLabv3+ on Xception of jfzhang95"),
         "smp/unet": (f"{smp}:Unet", "Unet of segmentation_models.pytorch on a ResNet"),
         "smp/deeplabv3plus": (f"{smp}:DeepLabV3Plus", "DeepLabV3Plus of segmentation_models.pytorch on a ResNet"),
-        "semseg/pspnet50": ("visionkit_semantic.semseg_weights:PSPNet50", "PSPNet-50 of hszhao/semseg"),
+        "semseg/pspnet50": ("visionkit_semantic.semseg_weights:PSPNet", "PSPNet of hszhao/semseg"),
+        "semseg/pspnet101": ("visionkit_semantic.semseg_weights:PSPNet", "PSPNet of hszhao/semseg"),
     }
     return [Component("importer", name, path, summary) for name, (path, summary) in models.items()]

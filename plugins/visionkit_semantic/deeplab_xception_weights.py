@@ -1,12 +1,16 @@
-"""DeepLabv3+ of jfzhang95/pytorch-deeplab-xception, with ResNet-101 and aligned Xception-65, as runs of ours."""
+"""DeepLabv3+ of jfzhang95/pytorch-deeplab-xception, with a ResNet or aligned Xception, as runs of ours."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Literal
 
 from torch import Tensor
 
-from visionkit.model.importing import Importer, rename
+from visionkit.model.importing import Importer, class_labels, count_in, given, rename, section, shape_of
+from visionkit.model.resnets import resnet_section
+from visionkit.types import LabelSet
+from visionkit_semantic.deeplab_pytorch_weights import fitting_grid
 from visionkit_semantic.voc import VOC
 
 HEAD = {
@@ -24,13 +28,14 @@ HEAD = {
     "decoder.last_conv.5.": "decoder.2.norm.",
     "decoder.last_conv.8.": "score.",
 }
+HEAD = {theirs: f"heads.semantic.{ours}" for theirs, ours in HEAD.items()}
 
 
-def _xception() -> dict[str, str]:
+def _xception(blocks: int) -> dict[str, str]:
     names = {
         "conv1.": "stem.0.conv.", "bn1.": "stem.0.norm.", "conv2.": "stem.1.conv.", "bn2.": "stem.1.norm.",
     }  # fmt: skip
-    for block in range(20):
+    for block in range(blocks):
         names[f"block{block + 1}.skip."] = f"blocks.{block}.shortcut.conv."
         names[f"block{block + 1}.skipbn."] = f"blocks.{block}.shortcut.norm."
         for conv in range(3):
@@ -40,7 +45,7 @@ def _xception() -> dict[str, str]:
     for conv in range(3):
         names |= _separable(f"conv{conv + 3}.", f"exit.{conv}.")
         names[f"bn{conv + 3}."] = f"exit.{conv}.norm."
-    return names
+    return {f"backbone.{theirs}": f"backbone.{ours}" for theirs, ours in names.items()}
 
 
 def _separable(theirs: str, ours: str) -> dict[str, str]:
@@ -48,33 +53,57 @@ def _separable(theirs: str, ours: str) -> dict[str, str]:
     return {theirs + a: ours + b for a, b in parts.items()}
 
 
-PIPELINE = """
-backbone: {{name: {}}}
-heads:
-  semantic: {{name: deeplab_v3plus, align: corners, dropout: [0.5, 0.3]}}
-train: {{channels_last: false}}
-"""
+class ResNet(Importer):
+    """``DeepLab(backbone="resnet")``.
 
+    Args:
+        output_stride: 8 or 16, which the weights do not tell.
+    """
 
-class ResNet101(Importer):
-    """``DeepLab(backbone="resnet", output_stride=16)``."""
+    key = "decoder.last_conv.8.weight"
 
-    pipeline = PIPELINE.format("dilated_resnet, model: resnet101, output_stride: 16, multi_grid: [1, 2, 4]")
-    labels = {"semantic": VOC}
-    names: Mapping[str, str] = {
-        "backbone.": "backbone.resnet.body.",
-        **{theirs: f"heads.semantic.{ours}" for theirs, ours in HEAD.items()},
-    }
+    def __init__(self, *, output_stride: Literal[8, 16] | None = None) -> None:
+        self.output_stride = output_stride
+
+    def describe(self, state: Mapping[str, Tensor]) -> tuple[str, Mapping[str, LabelSet]]:
+        stride = given(self.output_stride, "output_stride", "8 or 16")
+        channels, fine = shape_of(state, "aspp.conv1.weight")[0], shape_of(state, "decoder.conv1.weight")[0]
+        text = section(
+            backbone={**self.backbone(state), "output_stride": stride},
+            heads={
+                "semantic": {
+                    "name": "deeplab_v3plus",
+                    "channels": channels,
+                    "fine_channels": fine,
+                    "align": "corners",
+                    "dropout": [0.5, 0.3],
+                }
+            },
+            train={"channels_last": False},
+        )
+        return text, {"semantic": class_labels(shape_of(state, self.key)[0], VOC)}
+
+    def backbone(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Its section without the output stride."""
+        resnet = resnet_section(state, [f"backbone.layer{i}." for i in range(1, 5)])
+        grid = fitting_grid((1, 2, 4), count_in(state, "backbone.layer4.#."))
+        return {"name": "dilated_resnet", **resnet, "multi_grid": grid}
 
     def convert(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return rename(state, self.names)
+        return rename(state, {"backbone.": "backbone.resnet.body.", **HEAD})
 
 
-class Xception65(ResNet101):
-    """``DeepLab(backbone="xception", output_stride=16)``."""
+class Xception(ResNet):
+    """``DeepLab(backbone="xception")``, of any number of blocks in the middle.
 
-    pipeline = PIPELINE.format("aligned_xception, fine: block1, activated_shortcut: true, exit_act: false")
-    names = {
-        **{f"backbone.{theirs}": f"backbone.{ours}" for theirs, ours in _xception().items()},
-        **{theirs: f"heads.semantic.{ours}" for theirs, ours in HEAD.items()},
-    }
+    Args:
+        output_stride: 8 or 16, which the weights do not tell.
+    """
+
+    def backbone(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        middle = count_in(state, "backbone.block#.") - 4
+        options = {"fine": "block1", "activated_shortcut": True, "exit_act": False}
+        return {"name": "aligned_xception", "middle": middle, **options}
+
+    def convert(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return rename(state, {**_xception(count_in(state, "backbone.block#.")), **HEAD})

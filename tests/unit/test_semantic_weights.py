@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from visionkit.config import parse_pipeline
 from visionkit.errors import UserError
 from visionkit.model import MultiTaskModel
 from visionkit.model.build import build_model
-from visionkit.model.importing import Importer
+from visionkit.model.importing import build_importer
 from visionkit.model.run import load_state
 from visionkit.plugins import PluginManager
 from visionkit.types import Batch, ImageInfo
 
 DATA = Path(__file__).parents[1] / "data" / "semantic_reference"
+# Of the reference models whose output stride is not in their weights.
+STRIDE_16 = ("deeplab_pytorch/deeplabv3", "deeplab_xception/", "smp/deeplab")
 MODELS = {
     "deeplabv2_r101": ("deeplab_pytorch/deeplabv2_resnet101", (2, 1, 1)),
     "deeplabv3_r101": ("deeplab_pytorch/deeplabv3_resnet101", (2, 1, 1)),
@@ -37,8 +40,10 @@ IMAGENET = (torch.tensor([0.485, 0.456, 0.406]) * 255, torch.tensor([0.229, 0.22
 CAFFE = (torch.tensor([122.675, 116.669, 104.008]), torch.tensor([50.0, 50.0, 50.0]))
 
 
-def imported(name: str, state: dict[str, Tensor]) -> MultiTaskModel:
-    importer: Importer = PluginManager().load("importer", name)()
+def imported(name: str, state: dict[str, Tensor], *settings: str) -> MultiTaskModel:
+    if not settings and name.startswith(STRIDE_16):
+        settings = ("output_stride=16",)
+    importer = build_importer(PluginManager(), name, settings)
     text, labels = importer.describe(state)
     with torch.device("meta"):
         model = build_model(parse_pipeline(text, name), PluginManager(), labels)
@@ -85,11 +90,15 @@ def test_imported_weights_answer_as_the_reference_does(folder: str) -> None:
         torch.testing.assert_close(mine, torch.from_numpy(reference[array]), rtol=0, atol=2e-5 * scale)
 
 
-@pytest.mark.parametrize("name", ["fcn_resnet50", "deeplabv3_resnet50", "fcn_resnet101", "deeplabv3_resnet101"])
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [("fcn_resnet50", 21), ("deeplabv3_resnet50", 21), ("fcn_resnet101", 4), ("deeplabv3_resnet101", 4)],
+)
 @torch.no_grad()
-def test_imported_weights_answer_as_torchvision_does(name: str) -> None:
+def test_imported_weights_answer_as_torchvision_does(name: str, classes: int) -> None:
     torch.manual_seed(0)
-    theirs = with_statistics(getattr(segmentation, name)(weights=None, weights_backbone=None, aux_loss=True))
+    options = {"weights": None, "weights_backbone": None, "num_classes": classes, "aux_loss": True}
+    theirs = with_statistics(getattr(segmentation, name)(**options))
     images = torch.randn(2, 3, 64, 96)
     want = theirs(images)
 
@@ -108,9 +117,12 @@ def test_imported_weights_answer_as_torchvision_does(name: str) -> None:
     ("name", "model", "encoder", "arguments"),
     [
         ("smp/unet", smp.Unet, "resnet18", {"classes": 5}),
+        ("smp/unet", smp.Unet, "resnet34", {"classes": 3, "encoder_depth": 4, "decoder_channels": (64, 32, 16, 8)}),
+        ("smp/unet", smp.Unet, "resnet18", {"classes": 2, "encoder_depth": 3, "decoder_channels": (32, 16, 8)}),
         ("smp/unet", smp.Unet, "resnet50", {"classes": 21, "decoder_channels": (128, 64, 32, 24, 8)}),
         ("smp/deeplabv3plus", smp.DeepLabV3Plus, "resnet34", {"classes": 5}),
         ("smp/deeplabv3plus", smp.DeepLabV3Plus, "resnet50", {"classes": 21}),
+        ("smp/deeplabv3plus", smp.DeepLabV3Plus, "resnet101", {"classes": 2, "decoder_channels": 32}),
     ],
 )
 @torch.no_grad()
@@ -125,8 +137,32 @@ def test_imported_weights_answer_as_segmentation_models_pytorch_does(
     ours = imported(name, theirs.state_dict())
     found = ours.head("semantic")(ours.features(images), view(images), {}).logits
 
-    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+    if "encoder_depth" not in arguments:  # else theirs has stages that nothing reads
+        assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
     torch.testing.assert_close(found, want, rtol=0, atol=1e-4 * float(want.abs().max()))
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "resnet50"])
+@torch.no_grad()
+def test_the_output_stride_and_rates_of_deeplabv3plus_are_those_that_are_given(encoder: str) -> None:
+    torch.manual_seed(0)
+    options = {"encoder_output_stride": 8, "decoder_atrous_rates": (6, 12, 20), "decoder_channels": 32, "classes": 4}
+    theirs = with_statistics(smp.DeepLabV3Plus(encoder, encoder_weights=None, **options))
+    images = torch.randn(2, 3, 64, 96)
+    ours = imported("smp/deeplabv3plus", theirs.state_dict(), "output_stride=8", "rates=[6, 12, 20]")
+    found = ours.head("semantic")(ours.features(images), view(images), {}).logits
+    want = theirs(images)
+    torch.testing.assert_close(found, want, rtol=0, atol=1e-4 * float(want.abs().max()))
+
+
+@torch.no_grad()
+def test_torchvisions_auxiliary_scores_are_optional() -> None:
+    options = {"weights": None, "weights_backbone": None, "num_classes": 3, "aux_loss": False}
+    with torch.device("meta"):
+        state = segmentation.fcn_resnet50(**options).state_dict()
+    text, labels = build_importer(PluginManager(), "torchvision/fcn_resnet50").describe(state)
+    assert parse_pipeline(text).heads["semantic"].args.get("auxiliary") is None
+    assert labels["semantic"].names == ("class 0", "class 1", "class 2")
 
 
 @torch.no_grad()
@@ -151,6 +187,26 @@ def test_an_encoder_that_is_no_resnet_is_an_error(encoder: str, said: str) -> No
         state = smp.Unet(encoder, encoder_weights=None).state_dict()
     with pytest.raises(UserError, match=said):
         PluginManager().load("importer", "smp/unet")().describe(state)
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("deeplab_pytorch/deeplabv3_resnet101", "deeplabv3_r101"),
+        ("deeplab_pytorch/deeplabv3plus_resnet101", "deeplabv3plus_r101"),
+        ("deeplab_xception/deeplabv3plus_resnet101", "deeplabv3plus_resnet101_jf"),
+        ("deeplab_xception/deeplabv3plus_xception65", "deeplabv3plus_xception"),
+    ],
+)
+def test_an_output_stride_that_the_weights_do_not_tell_is_asked_for(name: str, folder: str) -> None:
+    entries = json.loads((DATA / folder / "keys.json").read_text())
+    state = {entry["name"]: torch.empty(entry["shape"], device="meta") for entry in entries}
+    with pytest.raises(UserError, match="do not tell output_stride: add --set output_stride=8 or 16"):
+        build_importer(PluginManager(), name).describe(state)
+    text, _ = build_importer(PluginManager(), name, ["output_stride=8"]).describe(state)
+    assert parse_pipeline(text).backbone.args["output_stride"] == 8  # type: ignore[union-attr]
+    with pytest.raises(UserError, match="output_stride"):
+        build_importer(PluginManager(), name, ["output_stride=32"])
 
 
 def test_a_strange_tensor_is_an_error() -> None:

@@ -86,8 +86,7 @@ def rename(state: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> dict[str
         fitting = [(len(old), new) for old, new in plain.items() if name.startswith(old)]
         for pattern, new in patterns:
             if match := pattern.match(name):
-                numbers = iter(match.groups())
-                fitting.append((match.end(), re.sub("#", lambda _: next(numbers), new)))
+                fitting.append((match.end(), new.replace("#", "{}").format(*match.groups())))
         if not fitting:
             strangers.append(name)
             continue
