@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import batched_nms, generalized_box_iou_loss
+from torchvision.ops import generalized_box_iou_loss
 
 from visionkit import Head
 from visionkit.layers.anchors import PyramidAnchors
-from visionkit.layers.boxes import decode, encode, match
+from visionkit.layers.boxes import batched_nms, decode, encode, labels_of, match
 from visionkit.layers.focal import focal_sums, prior_bias
 from visionkit.layers.norm import NormName
 from visionkit.layers.roi import common_channels
@@ -44,6 +44,7 @@ from visionkit.types import (
     PyramidOutput,
     RegionSamples,
 )
+from visionkit.types.device import constant, true_rows
 
 SIZES = tuple(tuple(size * 2 ** (i / 3) for i in range(3)) for size in (32, 64, 128, 256, 512))
 """Three anchors an octave on P3 ... P7 (section 4, anchors)."""
@@ -222,9 +223,7 @@ class RetinaNet(Head):
         """``boxes`` and the objects themselves, with the objects that they lie on."""
         boxes = torch.cat((boxes, target.boxes[~target.crowd]))
         matched = match(boxes, target.boxes, target.crowd, low=self.region_iou, high=self.region_iou).clamp(min=-1)
-        labels = torch.full_like(matched, -1)
-        labels[matched >= 0] = target.labels[matched[matched >= 0]]
-        return RegionSamples(boxes, matched, labels)
+        return RegionSamples(boxes, matched, labels_of(matched, target.labels))
 
     @torch.no_grad()
     def detect(self, output: DenseOutput) -> list[tuple[Detections, Tensor]]:
@@ -242,11 +241,11 @@ class RetinaNet(Head):
         if self.clip_first:
             wanted, boxes = wanted & full, clipped
         kept = []
-        for row, keep in enumerate(wanted):
-            index = keep.nonzero()[:, 0]
+        for row, index in enumerate(true_rows(wanted.unbind())):
             index = index[batched_nms(boxes[row, index], logits[row, index], labels[row, index], self.nms)]
             index = index[: self.max_detections]
-            index = index[full[row, index]]
+            if not self.clip_first:
+                index = index[true_rows([full[row, index]])[0]]
             final = Detections(clipped[row, index], logits[row, index].sigmoid(), labels[row, index])
             kept.append((final, anchors[row, index]))
         return kept
@@ -273,7 +272,7 @@ def best(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def clip(boxes: Tensor, info: Sequence[ImageInfo]) -> Tensor:
     """``boxes`` (B, n, 4) within the true size of their images."""
-    edges = torch.tensor([(i.size[1], i.size[0]) * 2 for i in info], dtype=boxes.dtype, device=boxes.device)
+    edges = constant([(i.size[1], i.size[0]) * 2 for i in info], boxes)
     return torch.minimum(boxes.clamp(min=0), edges[:, None])
 
 

@@ -30,7 +30,7 @@ from visionkit.types import (
     LabelSet,
     Mean,
 )
-from visionkit_points.maps import Maps, cells_of, objects_in, outside_crowds, pad_rows, stride_of
+from visionkit_points.maps import Maps, cells_of, largest, objects_in, outside_crowds, pad_rows, stride_of
 from visionkit_points.output import PointOutput, within
 
 
@@ -162,11 +162,11 @@ def centres_of(
     """
     classes, height, width = shape
     heat, cells, offsets, sizes, labels, index = [], [], [], [], [], []
-    for target in targets:
-        objects = objects_in(target, stride, (height, width))
+    everything = objects_in(targets, stride, (height, width))
+    radii = [whole_radii(objects.sizes, overlap, radius) for objects in everything]
+    for objects, own, reach in zip(everything, radii, largest(radii)):
         at = cells_of(objects.centres, (height, width))
-        radii = whole_radii(objects.sizes, overlap, radius)
-        heat.append(draw_gaussians((classes, height, width), objects.labels, at, radii, sigmas=sigmas))
+        heat.append(draw_gaussians((classes, height, width), objects.labels, at, own, sigmas=sigmas, reach=reach))
         cells.append(at[:, 1] * width + at[:, 0])
         offsets.append(objects.centres - at)
         sizes.append(objects.sizes)

@@ -40,8 +40,9 @@ from visionkit.types import (
     LabelSet,
     Mean,
 )
+from visionkit.types.device import true_rows
 from visionkit_points.centernet import Centres, boxes_at, centres_of, heat_loss, l1_loss, stack_mean, whole_radii
-from visionkit_points.maps import Maps, cells_of, objects_in, pad_rows, stride_of
+from visionkit_points.maps import Maps, cells_of, largest, objects_in, pad_rows, stride_of
 from visionkit_points.output import PointOutput, clipped
 
 NEARLY = 0.9999
@@ -179,15 +180,18 @@ class CenterNetPose(Head):
         boxes = clipped(boxes * self.stride, output.info)
         keypoints[..., :2] *= self.stride
         kept = (boxes[..., 2:] > boxes[..., :2]).all(2) & (scores > self.score)
-        return [Poses(boxes[i, k], scores[i, k], labels[i, k], keypoints[i, k]) for i, k in enumerate(kept)]
+        rows = enumerate(true_rows(kept.unbind()))
+        return [Poses(boxes[i, k], scores[i, k], labels[i, k], keypoints[i, k]) for i, k in rows]
 
 
 def without(centres: Centres, unknown: Tensor) -> Centres:
     """The same without those objects (B, n), which become neither objects nor background."""
-    heat, known = centres.heat.clone(), centres.real & ~unknown
+    known, (_, _, height, width) = centres.real & ~unknown, centres.heat.shape
+    index = (centres.labels * height + centres.cells // width) * width + centres.cells % width
+    heat = centres.heat
     for objects, value in ((unknown, NEARLY), (known, 1.0)):  # one that is known wins the cell of one that isn't
-        image, item = objects.nonzero(as_tuple=True)
-        heat.flatten(2)[image, centres.labels[image, item], centres.cells[image, item]] = value
+        cells = torch.zeros_like(heat).flatten(1).scatter_reduce(1, index, objects.to(heat), "amax")
+        heat = heat.masked_fill(cells.view_as(heat) > 0, value)
     return Centres(
         heat, centres.counted, centres.cells, known, centres.offsets, centres.sizes,
         centres.labels, centres.index,
@@ -213,17 +217,20 @@ def joints_of(
     """
     height, width = grid
     heat, cells, seen, offsets, moves = [], [], [], [], []
-    for target in targets:
-        objects = objects_in(target, stride, (height, width))
+    everything = objects_in(targets, stride, (height, width))
+    all_radii = [whole_radii(objects.sizes, overlap, radius) for objects in everything]
+    for target, objects, radii, reach in zip(targets, everything, all_radii, largest(all_radii)):
         keypoints = target.boxes.new_zeros(len(target), count, 3) if target.keypoints is None else target.keypoints
         keypoints = keypoints[objects.index]
         points = keypoints[..., :2] / stride
-        edge = points.new_tensor((width, height))
-        there = (keypoints[..., 2] > 0) & ((points >= 0) & (points < edge)).all(2)
+        inside = (points >= 0).all(2) & (points[..., 0] < width) & (points[..., 1] < height)
+        there = (keypoints[..., 2] > 0) & inside
         at = cells_of(points.flatten(0, 1), (height, width)).unflatten(0, (-1, count))
-        radii = whole_radii(objects.sizes, overlap, radius)[:, None].expand(-1, count)
-        joint = torch.arange(count, device=points.device).expand(len(points), -1)
-        heat.append(draw_gaussians((count, height, width), joint[there], at[there], radii[there]))
+        joint = torch.arange(count, device=points.device).repeat(len(points))
+        heat.append(draw_gaussians(
+            (count, height, width), joint, at.flatten(0, 1), radii.repeat_interleave(count), reach=reach,
+            drawn=there.flatten(),
+        ))  # fmt: skip
         cells.append(at[..., 1] * width + at[..., 0])
         seen.append(there)
         offsets.append(points - at)

@@ -23,7 +23,7 @@ from visionkit.layers.heatmaps import (
 )
 from visionkit.types import Detections, InstanceTarget, Mean
 from visionkit_points.centernet import whole_radii
-from visionkit_points.maps import Maps, cells_of, objects_in, outside_crowds, pad_rows
+from visionkit_points.maps import Maps, cells_of, largest, objects_in, outside_crowds, pad_rows
 
 Kind = Literal["tl", "br", "ct"]
 """Of points: top left and bottom right corners, and centres."""
@@ -136,15 +136,16 @@ def points_of(
     """
     classes, height, width = shape
     grid = (height, width)
-    objects = [objects_in(target, stride, grid) for target in targets]
+    objects = objects_in(targets, stride, grid)
     radii = [whole_radii(own.sizes, overlap, radius) for own in objects]
+    reach = largest(radii)
     found = {}
     for at, spread in sigmas.items():
         exact = [own.boxes[:, :2] if at == "tl" else own.boxes[:, 2:] if at == "br" else own.centres for own in objects]
         cells = [cells_of(points, grid) for points in exact]
         heat = [
-            draw_gaussians((classes, height, width), own.labels, at_, r, sigmas=spread)
-            for own, at_, r in zip(objects, cells, radii)
+            draw_gaussians((classes, height, width), own.labels, at_, r, sigmas=spread, reach=largest_radius)
+            for own, at_, r, largest_radius in zip(objects, cells, radii, reach)
         ]
         index, _ = pad_rows([c[:, 1] * width + c[:, 0] for c in cells])
         offsets, _ = pad_rows([points - c for points, c in zip(exact, cells)])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from visionkit.errors import UserError
 from visionkit.layers.focal import prior_bias
 from visionkit.types import FeatureSpec, InstanceTarget
+from visionkit.types.device import constant, true_rows
 
 PRIOR = 0.1
 """Probability that a heatmap starts from: the bias of -2.19 that CornerNet and CenterNet share."""
@@ -85,34 +86,49 @@ class Objects:
         return self.boxes[:, 2:] - self.boxes[:, :2]
 
 
-def objects_in(target: InstanceTarget, stride: int, grid: tuple[int, int]) -> Objects:
-    """Objects in cells of a ``grid`` (rows, columns); crowds and what lies outside are left out."""
+def objects_in(targets: Sequence[InstanceTarget], stride: int, grid: tuple[int, int]) -> list[Objects]:
+    """Objects of each image in cells of a ``grid`` (rows, columns); crowds and what lies outside are left out."""
     rows, columns = grid
-    edge = target.boxes.new_tensor((columns, rows, columns, rows))
-    boxes = torch.minimum((target.boxes / stride).clamp(min=0), edge)
-    index = ((boxes[:, 2:] > boxes[:, :2]).all(1) & ~target.crowd).nonzero()[:, 0]
-    return Objects(boxes[index], target.labels[index], index)
+    clipped = []
+    for target in targets:
+        left, top, right, bottom = (target.boxes / stride).clamp(min=0).unbind(1)
+        clipped.append(torch.stack((left.clamp(max=columns), top.clamp(max=rows), right.clamp(max=columns),
+                                    bottom.clamp(max=rows)), 1))  # fmt: skip
+    keep = [(b[:, 2:] > b[:, :2]).all(1) & ~target.crowd for b, target in zip(clipped, targets)]
+    return [
+        Objects(boxes[index], target.labels[index], index)
+        for boxes, target, index in zip(clipped, targets, true_rows(keep))
+    ]
 
 
 def cells_of(points: Tensor, grid: tuple[int, int]) -> Tensor:
     """The cells (N, 2) of x and y, int64, that points of a map lie in."""
     rows, columns = grid
-    return torch.minimum(points.floor().long().clamp(min=0), points.new_tensor((columns - 1, rows - 1)).long())
+    x, y = points.floor().long().clamp(min=0).unbind(-1)
+    return torch.stack((x.clamp(max=columns - 1), y.clamp(max=rows - 1)), -1)
+
+
+def largest(radii: Sequence[Tensor]) -> list[int]:
+    """The largest of the radii (N,) of each image, 0 where there are none. The host waits for the device once."""
+    return torch.stack([own.amax() if len(own) else own.sum() for own in radii]).tolist()
 
 
 def outside_crowds(target: InstanceTarget, stride: int, grid: tuple[int, int]) -> Tensor:
     """(rows, columns) float: 0 in cells whose centres lie in a crowd, where nobody knows what is there."""
     rows, columns = grid
-    boxes = target.boxes[target.crowd] / stride
+    boxes = target.boxes / stride
     x = torch.arange(columns, device=boxes.device) + 0.5
     y = torch.arange(rows, device=boxes.device) + 0.5
     across = (x >= boxes[:, :1]) & (x < boxes[:, 2:3])
     down = (y >= boxes[:, 1:2]) & (y < boxes[:, 3:])
-    return (~(down[:, :, None] & across[:, None, :]).any(0)).float()
+    # The number of crowds over each cell, exact in float32; not in mixed precision.
+    with torch.autocast(boxes.device.type, enabled=False):
+        crowds = (down & target.crowd[:, None]).float().T @ across.float()
+    return (crowds == 0).float()
 
 
 def pad_rows(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Tensors (n_i, ...) as one (B, max n, ...), filled up with 0, and which rows are real: (B, max n) bool."""
     padded = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-    counts = torch.tensor([len(row) for row in rows], device=padded.device)
+    counts = constant([len(row) for row in rows], padded, torch.int64)
     return padded, torch.arange(padded.shape[1], device=padded.device) < counts[:, None]

@@ -9,8 +9,9 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from visionkit.layers.boxes import match
+from visionkit.layers.boxes import labels_of, match
 from visionkit.types import Batch, Detections, ImageInfo, InstanceTarget, LabelSet, RegionOutput, RegionSamples
+from visionkit.types.device import constant, true_rows
 
 
 class Detector(Protocol):
@@ -61,9 +62,7 @@ class PointOutput(RegionOutput):
         boxes = torch.cat((target.boxes[~target.crowd], boxes))
         iou = self.head.region_iou
         matched = match(boxes, target.boxes, target.crowd, low=iou, high=iou).clamp(min=-1)
-        labels = torch.full_like(matched, -1)
-        labels[matched >= 0] = target.labels[matched[matched >= 0]]
-        return RegionSamples(boxes, matched, labels)
+        return RegionSamples(boxes, matched, labels_of(matched, target.labels))
 
 
 def within(
@@ -75,10 +74,10 @@ def within(
     """
     boxes = clipped(boxes, info)
     kept = (boxes[..., 2:] > boxes[..., :2]).all(2) & (scores > floor)
-    return [Detections(boxes[i, keep], scores[i, keep], labels[i, keep]) for i, keep in enumerate(kept)]
+    return [Detections(boxes[i, k], scores[i, k], labels[i, k]) for i, k in enumerate(true_rows(kept.unbind()))]
 
 
 def clipped(boxes: Tensor, info: Sequence[ImageInfo]) -> Tensor:
     """Boxes (B, n, 4) in input pixels that end at the true edge of their image."""
-    edges = torch.tensor([(i.size[1], i.size[0]) * 2 for i in info], dtype=boxes.dtype, device=boxes.device)
+    edges = constant([(i.size[1], i.size[0]) * 2 for i in info], boxes)
     return torch.minimum(boxes.clamp(min=0), edges[:, None])

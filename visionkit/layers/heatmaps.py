@@ -43,7 +43,14 @@ def gaussian_radius(sizes: Tensor, overlap: float, formula: RadiusFormula = "ori
 
 
 def draw_gaussians(
-    shape: tuple[int, int, int], channels: Tensor, cells: Tensor, radii: Tensor, *, sigmas: float = 6.0
+    shape: tuple[int, int, int],
+    channels: Tensor,
+    cells: Tensor,
+    radii: Tensor,
+    *,
+    sigmas: float = 6.0,
+    reach: int | None = None,
+    drawn: Tensor | None = None,
 ) -> Tensor:
     """Maps (C, h, w) with a Gaussian of height 1 around each cell, cut off at its radius.
 
@@ -55,12 +62,14 @@ def draw_gaussians(
         cells: (N, 2) int64 of x and y; those outside reach in with what lies inside.
         radii: (N,) int64; the standard deviation is (2 radius + 1) / ``sigmas``.
         sigmas: how many standard deviations the diameter has.
+        reach: the largest radius, where the caller knows it; otherwise the host waits for the device to find it.
+        drawn: (N,) bool, which of them are drawn; ``None``: all.
     """
     maps = torch.zeros(shape, device=cells.device)
     if not len(cells):
         return maps
     _, height, width = shape
-    reach = int(radii.max())
+    reach = int(radii.max()) if reach is None else reach
     step = torch.arange(-reach, reach + 1, device=cells.device)
     inside = step.abs() <= radii[:, None]
     deviation = (2 * radii + 1).float() / sigmas
@@ -68,8 +77,12 @@ def draw_gaussians(
     x, y = cells[:, :1] + step, cells[:, 1:] + step
     values = bell[:, :, None] * bell[:, None, :]
     there = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]
+    if drawn is not None:
+        there &= drawn[:, None, None]
     index = (channels[:, None, None] * height + y[:, :, None]) * width + x[:, None, :]
-    return maps.view(-1).scatter_reduce(0, index[there], values[there], "amax").view(shape)
+    # What lies outside becomes a 0 in the first cell, which changes no maximum.
+    index, values = index.where(there, 0).flatten(), values.where(there, 0.0).flatten()
+    return maps.view(-1).scatter_reduce(0, index, values, "amax").view(shape)
 
 
 def heatmap_focal_sum(
@@ -90,9 +103,10 @@ def heatmap_focal_sum(
     far = (1 - target).pow(beta)  # 0 at positives
     if counted is not None:
         far = far * counted
-    negative = (far * logits.sigmoid().pow(alpha) * F.softplus(logits)).sum()
-    at = logits[target == 1]
-    return negative + ((-at).sigmoid().pow(alpha) * F.softplus(-at)).sum()
+    # A positive is a negative with the sign of its logit turned, and counts whole.
+    positive = target == 1
+    logits, weight = torch.where(positive, -logits, logits), torch.where(positive, 1.0, far)
+    return (weight * logits.sigmoid().pow(alpha) * F.softplus(logits)).sum()
 
 
 def local_maxima(maps: Tensor, size: int = 3) -> Tensor:

@@ -9,6 +9,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from visionkit.types._tree import map_tensors
+from visionkit.types.device import constant, to_device
 from visionkit.types.targets import Target
 
 T = TypeVar("T", bound=Target)
@@ -64,20 +66,21 @@ class ImageInfo:
         return self.id if self.crop is None else f"{self.id}#{self.crop.number}"
 
     def points_to_original(self, points: Tensor) -> Tensor:
-        """Input coordinates (..., 2) of x, y in the original image; not clipped."""
+        """Input coordinates (..., 2) of x, y in the original image, in float32 or float64; not clipped."""
+        # Neither a matrix product, which mixed precision would round to half precision, nor half-precision input.
+        x, y = (points if points.dtype == torch.float64 else points.float()).unbind(-1)
         a, b, tx, c, d, ty = self.affine
         if b == 0.0 and c == 0.0:
-            shift = torch.tensor((tx, ty), dtype=points.dtype, device=points.device)
-            scale = torch.tensor((1.0 / a, 1.0 / d), dtype=points.dtype, device=points.device)
-            return (points - shift) * scale
-        matrix = torch.tensor(((a, b, tx), (c, d, ty), (0.0, 0.0, 1.0)), dtype=torch.float64).inverse()
-        m = matrix.to(points)
-        return points @ m[:2, :2].T + m[:2, 2]
+            return torch.stack(((x - tx) * (1.0 / a), (y - ty) * (1.0 / d)), -1)
+        matrix = torch.tensor(((a, b, tx), (c, d, ty), (0.0, 0.0, 1.0)), dtype=torch.float64)
+        (a, b, tx), (c, d, ty), _ = matrix.inverse().tolist()
+        return torch.stack((x * a + y * b + tx, x * c + y * d + ty), -1)
 
     def boxes_to_original(self, boxes: Tensor) -> Tensor:
         """Input boxes (N, 4) as boxes of the original image, clipped to it."""
-        corners = boxes[:, (0, 1, 2, 1, 2, 3, 0, 3)].reshape(-1, 4, 2)
-        out = self.points_to_original(corners)
+        left, top, right, bottom = boxes.unbind(1)
+        corners = torch.stack((left, top, right, top, right, bottom, left, bottom), 1)
+        out = self.points_to_original(corners.view(-1, 4, 2))
         low, high = out.amin(1), out.amax(1)
         h, w = self.original_size
         x = torch.stack((low[:, 0], high[:, 0]), 1).clamp(0, w)
@@ -118,7 +121,7 @@ class Batch(Generic[T]):
         """The batch of just these rows."""
         if list(rows) == list(range(len(self))):
             return self
-        index = torch.as_tensor(rows, dtype=torch.int64, device=self.images.device)
+        index = constant(list(rows), self.images, torch.int64)
         return replace(
             self,
             images=self.images[index],
@@ -149,17 +152,20 @@ class MixedBatch:
         return len(self.info)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> MixedBatch:
-        """The same batch on another device."""
-        return replace(
-            self,
-            images=self.images.to(device, non_blocking=non_blocking),
-            mean=None if self.mean is None else self.mean.to(device),
-            std=None if self.std is None else self.std.to(device),
-            targets={
-                head: [None if t is None else t.to(device, non_blocking) for t in targets]
-                for head, targets in self.targets.items()
-            },
-        )
+        """The same batch on another device; to a CUDA device, all of it in one transfer that is not waited for.
+
+        A target whose class has a method ``to`` of its own moves itself, with ``non_blocking``.
+        """
+        own = {
+            head: [t if t is None or type(t).to is Target.to else t.to(device, non_blocking) for t in targets]
+            for head, targets in self.targets.items()
+        }
+        fields = (self.images, self.mean, self.std, own)
+        tensors: dict[int, Tensor] = {}  # heads may share a target
+        map_tensors(fields, lambda tensor: tensors.setdefault(id(tensor), tensor))
+        moved = dict(zip(tensors, to_device(list(tensors.values()), device)))
+        images, mean, std, targets = map_tensors(fields, lambda tensor: moved[id(tensor)])
+        return replace(self, images=images, mean=mean, std=std, targets=targets)
 
     def normalised(self, mean: Tensor, std: Tensor, *, channels_last: bool = True) -> MixedBatch:
         """Images as float, ``(x / 255 - mean) / std``, with padding set to 0; those that are float already are kept.

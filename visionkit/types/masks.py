@@ -14,6 +14,7 @@ from torch import Tensor
 
 from visionkit.rle import crop_of_rle, crop_to_runs
 from visionkit.types._tree import map_tensors
+from visionkit.types.device import constant, to_device
 
 Crop = tuple[int, int, np.ndarray]
 
@@ -41,9 +42,17 @@ class InstanceMasks:
         if self.data.ndim != 1 or self.windows.shape != (n, 4) or self.annotated.shape != (n,):
             raise ValueError(f"data {tuple(self.data.shape)}, windows {tuple(self.windows.shape)} and annotated "
                              f"{tuple(self.annotated.shape)} must have the shapes (P,), (N, 4) and (N,)")  # fmt: skip
+        # Kept when the tensors move to an accelerator, so that the host need not fetch them from there.
+        self._layout: list[list[int]] | None = self.windows.tolist() if self.windows.device.type == "cpu" else None
 
     def __len__(self) -> int:
         return len(self.windows)
+
+    def _windows(self) -> list[list[int]]:
+        """``windows`` as numbers."""
+        if self._layout is None or self.windows.device.type == "cpu":
+            return self.windows.tolist()
+        return self._layout
 
     # -- from and to other representations
 
@@ -110,7 +119,7 @@ class InstanceMasks:
     def to_rles(self) -> list[dict[str, Any] | None]:
         """COCO's compressed run-length encodings; ``None`` where a mask is not annotated."""
         height, width = self.size
-        crops = zip(self.crops(), self.windows.tolist(), self.annotated.tolist())
+        crops = zip(self.crops(), self._windows(), self.annotated.tolist())
         return [
             codec.frPyObjects(
                 [{"size": [height, width], "counts": crop_to_runs(crop.cpu().numpy(), left, top, height, width)}],
@@ -121,8 +130,9 @@ class InstanceMasks:
 
     def crops(self) -> list[Tensor]:
         """The pixels of each mask in its window, (h, w) uint8 of 0 and 1; views of ``data``."""
-        sides = self.windows[:, 2:].tolist()
-        return [part.view(h, w) for part, (w, h) in zip(self.data.split([w * h for w, h in sides]), sides)]
+        windows = self._windows()
+        parts = self.data.split([w * h for _, _, w, h in windows])
+        return [part.view(h, w) for part, (_, _, w, h) in zip(parts, windows)]
 
     def dense(self, dtype: torch.dtype = torch.uint8) -> Tensor:
         """The full-size masks (N, H, W) of 0 and 1; zeros where a mask is not annotated.
@@ -150,22 +160,24 @@ class InstanceMasks:
 
     def _write(self, canvas: Tensor, *, erase: bool = False) -> None:
         """Write each crop into its place in ``canvas`` (N or more, H, W), or zeros with ``erase``."""
-        for mask, crop, (left, top, w, h) in zip(canvas, self.crops(), self.windows.tolist()):
+        for mask, crop, (left, top, w, h) in zip(canvas, self.crops(), self._windows()):
             mask[top : top + h, left : left + w] = 0 if erase else crop
 
     # -- selections and geometry
 
     def select(self, keep: Tensor) -> InstanceMasks:
         """The masks that ``keep`` (bool mask or indices) selects, in that order."""
-        return self._rows(torch.arange(len(self), device=keep.device)[keep].tolist())
+        return self._rows(torch.arange(len(self))[keep.cpu()].tolist())
 
     def _rows(self, rows: Sequence[int]) -> InstanceMasks:
-        sides = self.windows[:, 2:].tolist()
-        parts = self.data.split([w * h for w, h in sides])
+        windows = self._windows()
+        parts = self.data.split([w * h for _, _, w, h in windows])
         chosen = [parts[row] for row in rows]
-        index = torch.tensor(list(rows), dtype=torch.int64, device=self.windows.device)
+        index = constant(list(rows), self.windows, torch.int64)
         data = torch.cat(chosen) if chosen else self.data[:0]
-        return InstanceMasks(data, self.windows[index], self.annotated[index], self.size)
+        selected = InstanceMasks(data, self.windows[index], self.annotated[index], self.size)
+        selected._layout = [windows[row] for row in rows]
+        return selected
 
     def padded(self, size: tuple[int, int]) -> InstanceMasks:
         """The same masks in an image that was padded at the right and bottom to (height, width)."""
@@ -178,7 +190,7 @@ class InstanceMasks:
             rows, columns: (H,) and (W,) integers, each in ascending or descending order.
         """
         crops: list[Crop | None] = []
-        for crop, (left, top, w, h), annotated in zip(self.crops(), self.windows.tolist(), self.annotated.tolist()):
+        for crop, (left, top, w, h), annotated in zip(self.crops(), self._windows(), self.annotated.tolist()):
             y = np.flatnonzero((rows >= top) & (rows < top + h))
             x = np.flatnonzero((columns >= left) & (columns < left + w))
             if not annotated:
@@ -221,9 +233,10 @@ class InstanceMasks:
         from torchvision.ops import roi_align  # it takes seconds to import, and only training needs it here
 
         out = boxes.new_zeros(len(boxes), size, size)
-        used, number = index.unique(return_inverse=True)
+        used, number = index.cpu().unique(return_inverse=True)
         for part, masks in self.select(used).dense_chunks(boxes.dtype):
-            rows = ((number >= part.start) & (number < part.stop)).nonzero()[:, 0]
-            rois = torch.cat(((number[rows, None] - part.start).to(boxes), boxes[rows]), 1)
+            chosen = ((number >= part.start) & (number < part.stop)).nonzero()[:, 0]
+            rows, of_part = to_device([chosen, (number[chosen, None] - part.start).to(boxes.dtype)], boxes.device)
+            rois = torch.cat((of_part, boxes[rows]), 1)
             out[rows] = roi_align(masks[:, None], rois, size, aligned=aligned)[:, 0]
         return out

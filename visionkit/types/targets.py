@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from visionkit.types._tree import map_tensors
+from visionkit.types.device import to_device
 from visionkit.types.labels import IGNORE, LabelSet
 from visionkit.types.masks import InstanceMasks
 
@@ -99,8 +100,10 @@ class InstanceTarget(Target):
 
     def select(self, keep: Tensor) -> InstanceTarget:
         """The instances that ``keep`` (bool mask or indices) picks."""
-        selected = map_tensors(replace(self, masks=None), lambda t: t[keep])
-        selected.masks = None if self.masks is None else self.masks.select(keep)
+        rows = torch.arange(len(self))[keep.cpu()]
+        index = to_device([rows], self.boxes.device)[0]
+        selected = map_tensors(replace(self, masks=None), lambda t: t[index])
+        selected.masks = None if self.masks is None else self.masks.select(rows)
         return selected
 
     def padded(self, size: tuple[int, int]) -> InstanceTarget:
