@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 LONGEST = 2000  # characters of a message; file names and values may have any length
 
@@ -25,7 +26,24 @@ def one_line(text: str) -> str:
 
 
 class PipelineError(UserError):
-    """A pipeline file is wrong; the message starts with ``file:line``."""
+    """A pipeline file is wrong; the message starts with ``file:line``.
+
+    Attributes:
+        every: this problem or, where there are several, each of them.
+    """
+
+    def __init__(self, message: str, several: Sequence[PipelineError] = ()) -> None:
+        super().__init__(message)
+        self.every: tuple[PipelineError, ...] = tuple(several) or (self,)
+
+
+def raise_first(problems: Sequence[PipelineError]) -> None:
+    """Raise the first of these problems, if there is one; its message says how many more there are."""
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        more = f"{problems[0]} (and {len(problems) - 1} more problems, which 'visionkit validate' lists)"
+        raise PipelineError(more.replace("1 more problems", "1 more problem"), problems)
 
 
 class DataError(UserError):

@@ -6,7 +6,8 @@ They annotate the arguments of constructors. A pipeline with a value outside the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import typing
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
@@ -74,3 +75,21 @@ class OnlyWith:
         ways = [f"{key} is set" for key in self.keys]
         ways += [f"{key} is {' or '.join(map(str, values))}" for key, values in self.values.items()]
         return " or ".join(ways)
+
+
+def unread(made: Any, given: Iterable[str], arguments: Mapping[str, Any]) -> dict[str, str]:
+    """Which keys nothing reads, and beside what each would be read.
+
+    Args:
+        made: a class, whose annotations are those of its attributes, or a constructor.
+        given: the keys to look at.
+        arguments: all arguments, with defaults filled in.
+    """
+    hints = typing.get_type_hints(made, include_extras=True)
+    found: dict[str, str] = {}
+    for key in given:
+        conditions = [c for c in getattr(hints.get(key), "__metadata__", ()) if isinstance(c, OnlyWith)]
+        missing = [str(condition) for condition in conditions if not condition.holds(arguments)]
+        if missing:
+            found[key] = " and ".join(missing)
+    return found

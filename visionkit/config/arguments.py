@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NotRequired, Required
 
 from pydantic import ConfigDict, Field, TypeAdapter
@@ -17,7 +17,9 @@ from typing_extensions import TypedDict  # pydantic wants this one before Python
 
 from visionkit.config.check import Finding, conform
 from visionkit.config.pipeline import ComponentConfig, HeadConfig, Pipeline, SourceConfig
-from visionkit.errors import PipelineError, PluginError, UserError
+from visionkit.config.settings import setting_problems
+from visionkit.errors import PipelineError, PluginError, UserError, raise_first
+from visionkit.numbers import unread
 from visionkit.plugins import PluginManager, explain
 
 # What the core hands to a constructor of each kind: how many positional arguments, and which named ones.
@@ -63,9 +65,23 @@ def check_names(pipeline: Pipeline, plugins: PluginManager) -> None:
 
 
 def check_arguments(pipeline: Pipeline, plugins: PluginManager) -> None:
-    """Check the arguments of every component in the pipeline, constructing none. Raises ``PipelineError``."""
+    """Check all keys of a pipeline that is to be trained, constructing no component.
+
+    Raises:
+        PipelineError: the first problem, and how many more there are.
+    """
+    raise_first([*setting_problems(pipeline), *argument_problems(pipeline, plugins)])
+
+
+def argument_problems(pipeline: Pipeline, plugins: PluginManager) -> list[PipelineError]:
+    """What is wrong with the arguments of each component: unknown keys, wrong values, and keys that nothing reads."""
+    found: dict[str, PipelineError] = {}
     for kind, config in components(pipeline):
-        _checked(plugins, kind, config, pipeline)
+        try:
+            _checked(plugins, kind, config, pipeline)
+        except PipelineError as error:
+            found.update({str(problem): problem for problem in error.every})  # both splits of a source say the same
+    return list(found.values())
 
 
 def components(pipeline: Pipeline) -> Iterator[tuple[str, ComponentConfig]]:
@@ -119,7 +135,7 @@ def signature_schema(kind: str, made: Any, given: frozenset[str] = frozenset()) 
             shown = Field(json_schema_extra={"default": parameter.default}) if _is_plain(parameter.default) else Field()
             fields[parameter.name] = NotRequired[typing.Annotated[annotation, shown]]
     schema = TypedDict("Arguments", fields)  # type: ignore[misc]
-    schema.__pydantic_config__ = ConfigDict(extra=extra, arbitrary_types_allowed=True)  # type: ignore[attr-defined]
+    schema.__pydantic_config__ = ConfigDict(extra=extra, arbitrary_types_allowed=True, allow_inf_nan=False)  # type: ignore[attr-defined]
     return schema
 
 
@@ -156,13 +172,32 @@ def _checked(
         schema = signature_schema(kind, made, given)
     except PluginError as error:
         raise pipeline.fail((*config.at, "name"), str(error)) from error
+    arguments: dict[str, Any] = {}
+    findings: list[Finding] = []
     try:
-        return made, conform(TypeAdapter(schema), schema, config.args, title(kind, config))
+        arguments = conform(TypeAdapter(schema), schema, config.args, title(kind, config))
     except Finding as finding:
-        at = (*config.at, *finding.at)
-        if kind == "source" and finding.at and (*config.at, finding.at[0]) not in pipeline.marks:
-            at = (*config.at[:-1], *finding.at)  # not the split's own key, but one that both splits share
-        raise pipeline.fail(at, finding.message) from None
+        findings = list(finding.every)
+    reads = {"reads": config.reads} if isinstance(config, HeadConfig) else {}
+    for key, condition in _idle(made, {**config.args, **arguments}, reads).items():
+        findings.append(Finding((key,), f"'{key}' of {title(kind, config)} has no effect: it is read only if "
+                                        f"{condition}"))  # fmt: skip
+    problems = []
+    for each in findings:
+        at = (*config.at, *each.at)
+        if kind == "source" and each.at and (*config.at, each.at[0]) not in pipeline.marks:
+            at = (*config.at[:-1], *each.at)  # not the split's own key, but one that both splits share
+        problems.append(pipeline.fail(at, each.message))
+    raise_first(problems)
+    return made, arguments
+
+
+def _idle(made: Any, given: Mapping[str, Any], reads: Mapping[str, Any]) -> dict[str, str]:
+    """The given keys that nothing reads; what switches something off (false, null) needs no reader."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(made).parameters.items()}
+    constructor = made.__init__ if isinstance(made, type) else made  # type: ignore[misc]
+    return unread(constructor, [k for k, v in given.items() if v is not None and v is not False],
+                  {**defaults, **given, **reads})  # fmt: skip
 
 
 def _is_plain(value: Any) -> bool:

@@ -21,10 +21,20 @@ Path = tuple[str | int, ...]
 
 @dataclass
 class Finding(Exception):
-    """``message`` about what stands at ``at``, keys and indices from the top of what was checked."""
+    """``message`` about what stands at ``at``, keys and indices from the top of what was checked.
+
+    Attributes:
+        others: what else is wrong elsewhere.
+    """
 
     at: Path
     message: str
+    others: tuple[Finding, ...] = ()
+
+    @property
+    def every(self) -> tuple[Finding, ...]:
+        """This one and the others."""
+        return (self, *self.others)
 
 
 def conform(adapter: TypeAdapter, annotation: Any, data: Any, name: str = "") -> Any:
@@ -36,7 +46,7 @@ def conform(adapter: TypeAdapter, annotation: Any, data: Any, name: str = "") ->
         name: what messages call the whole; where empty, a key's path from the top serves.
 
     Raises:
-        Finding: it does not conform.
+        Finding: it does not conform; one for each place that is wrong.
     """
     data = with_values(data)
     try:
@@ -46,7 +56,9 @@ def conform(adapter: TypeAdapter, annotation: Any, data: Any, name: str = "") ->
     except ValidationError as error:
         if use_values(error, data):
             return conform(adapter, annotation, data, name)
-        raise first_finding(error, annotation, data, name) from None
+        first, *others = findings(error, annotation, data, name)
+        first.others = tuple(others)
+        raise first from None
 
 
 def use_values(error: ValidationError, data: Any) -> bool:
@@ -67,21 +79,31 @@ def with_values(data: Any) -> Any:
     return data.plain() if isinstance(data, VariableText) and data.as_value else data
 
 
-def first_finding(error: ValidationError, annotation: Any, data: Any, name: str) -> Finding:
-    """The first of pydantic's errors, in words. Errors of one place (the branches of a union) are one finding."""
+def findings(error: ValidationError, annotation: Any, data: Any, name: str) -> list[Finding]:
+    """pydantic's errors in words. Errors of one place (the branches of a union) are one finding."""
     errors = error.errors(include_url=False)
     if errors[0]["type"] == "json_invalid":  # the only limit of JSON that is not one of YAML
-        return Finding((), f"{name or 'the pipeline'}: values are nested too deeply")
+        return [Finding((), f"{name or 'the pipeline'}: values are nested too deeply")]
+    # Misspelt keys first: they explain the missing ones.
     unknown = [e for e in errors if e["type"] in ("unexpected_keyword_argument", "extra_forbidden")]
-    for e in unknown[:1]:  # first of all: a misspelt key explains the missing one
-        *parent, key = e["loc"]
-        allowed = keys_at(annotation, parent)
-        hint = did_you_mean(str(key), allowed) or ";"
-        place = name if name and not parent else ".".join([name.split(" (")[0], *map(str, parent)]).lstrip(".")
-        return Finding((*parent, key), f"unknown key '{key}' in {place or 'the pipeline'}{hint} "
-                                       f"allowed: {', '.join(allowed) or 'none'}")  # fmt: skip
-    at = existing(data, errors[0]["loc"])
-    here = [e for e in errors if existing(data, e["loc"]) == at]
+    places: dict[Path, list[Any]] = {}
+    for e in errors:
+        if e not in unknown:
+            places.setdefault(existing(data, e["loc"]), []).append(e)
+    found = [_unknown_key(e["loc"], annotation, name) for e in unknown]
+    return found + [_wrong_value(at, here, data, name) for at, here in places.items()]
+
+
+def _unknown_key(loc: Path, annotation: Any, name: str) -> Finding:
+    *parent, key = loc
+    allowed = keys_at(annotation, parent)
+    hint = did_you_mean(str(key), allowed) or ";"
+    place = name if name and not parent else ".".join([name.split(" (")[0], *map(str, parent)]).lstrip(".")
+    return Finding((*parent, key), f"unknown key '{key}' in {place or 'the pipeline'}{hint} "
+                                   f"allowed: {', '.join(allowed) or 'none'}")  # fmt: skip
+
+
+def _wrong_value(at: Path, here: Sequence[Any], data: Any, name: str) -> Finding:
     first, missing = here[0], here[0]["loc"][len(at) :]
     shown = f"'{'.'.join(map(str, at))}' of {name}" if name and at else name or ".".join(map(str, at))
     if first["type"] == "missing" and missing and isinstance(missing[-1], str):
@@ -122,6 +144,7 @@ def in_words(error: Any) -> str:
 def show(value: Any) -> str:
     """A value as it stands in YAML, cut where it is long."""
     text = f"the text '{value}'" if isinstance(value, str) else json.dumps(value)
+    text = text.replace("Infinity", ".inf").replace("NaN", ".nan") if isinstance(value, float) else text
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -17,7 +17,7 @@ from visionkit.config.check import Finding, conform
 from visionkit.config.overrides import apply_override
 from visionkit.config.pipeline import SECTIONS, ComponentConfig, HeadConfig, Pipeline, SourceConfig, where
 from visionkit.config.reader import parse
-from visionkit.errors import PipelineError
+from visionkit.errors import PipelineError, raise_first
 from visionkit.plugins import did_you_mean
 
 _ADAPTER: TypeAdapter[Pipeline] = TypeAdapter(Pipeline)
@@ -31,6 +31,21 @@ def load_pipeline(name_or_path: str, overrides: Sequence[str] = ()) -> Pipeline:
 
     Raises:
         PipelineError: there is no such pipeline, or it is wrong: ``file:line: ...`` or ``--set ...: ...``.
+    """
+    pipeline, problems = inspect_pipeline(name_or_path, overrides)
+    raise_first(problems)
+    assert pipeline is not None
+    return pipeline
+
+
+def inspect_pipeline(name_or_path: str, overrides: Sequence[str] = ()) -> tuple[Pipeline | None, list[PipelineError]]:
+    """A pipeline as :func:`load_pipeline` has it, but with everything that is wrong with it.
+
+    Returns:
+        The pipeline without its wrong keys (``None`` where nothing is left), and the problems.
+
+    Raises:
+        PipelineError: there is no such pipeline, or it is not YAML.
     """
     path = Path(name_or_path)
     if not _is_file(path):
@@ -46,7 +61,7 @@ def load_pipeline(name_or_path: str, overrides: Sequence[str] = ()) -> Pipeline:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise PipelineError(f"{path}: cannot be read: {error}") from None
-    return parse_pipeline(text, str(path), overrides)
+    return _parse(text, str(path), overrides)
 
 
 def _is_file(path: Path) -> bool:
@@ -74,26 +89,54 @@ def summary_of(file: Path) -> str:
 
 def parse_pipeline(text: str, path: str = "pipeline", overrides: Sequence[str] = ()) -> Pipeline:
     """The pipeline that YAML ``text`` describes; ``path`` is what messages call it. Raises ``PipelineError``."""
+    pipeline, problems = _parse(text, path, overrides)
+    raise_first(problems)
+    assert pipeline is not None
+    return pipeline
+
+
+def _parse(text: str, path: str, overrides: Sequence[str]) -> tuple[Pipeline | None, list[PipelineError]]:
     raw, marks = parse(text, path)
     if not isinstance(raw, dict):
         raise PipelineError(f"{path}: expected a mapping with the keys {', '.join(SECTIONS)}")
+    problems: list[PipelineError] = []
     for override in overrides:
-        apply_override(raw, marks, override)
-    for key in raw:
-        if key not in SECTIONS:
-            hint = did_you_mean(key, SECTIONS) or ";"
-            raise PipelineError(f"{marks[(key,)]}: unknown key '{key}' in the pipeline{hint} "
-                                f"allowed: {', '.join(SECTIONS)}")  # fmt: skip
+        try:
+            apply_override(raw, marks, override)
+        except PipelineError as error:
+            problems.append(error)
+    for key in [key for key in raw if key not in SECTIONS]:
+        hint = did_you_mean(key, SECTIONS) or ";"
+        problems.append(PipelineError(f"{marks[(key,)]}: unknown key '{key}' in the pipeline{hint} "
+                                      f"allowed: {', '.join(SECTIONS)}"))  # fmt: skip
+        del raw[key]
+    heads = list(raw["heads"]) if isinstance(raw.get("heads"), dict) else []
     tree = gather(raw)
     complete_phases(tree)
-    try:
-        pipeline = conform(_ADAPTER, Pipeline, tree)
-    except Finding as finding:
-        raise PipelineError(f"{where(marks, finding.at)}: {finding.message}") from None
+    while True:
+        try:
+            pipeline = conform(_ADAPTER, Pipeline, tree)
+            break
+        except Finding as finding:
+            problems += [PipelineError(f"{where(marks, each.at)}: {each.message}") for each in finding.every]
+            if not _without(tree, [each.at for each in finding.every]):
+                return None, problems
     place(pipeline, (), tree)
     pipeline = dataclasses.replace(pipeline, path=path, name=Path(path).stem, marks=marks)
-    check_names(pipeline)
-    return pipeline
+    return pipeline, [*problems, *name_problems(pipeline, heads)]
+
+
+def _without(tree: Any, places: Sequence[tuple[str | int, ...]]) -> bool:
+    """Remove what stands at these places, so that the rest can be checked; false where that would be everything."""
+    if () in places:
+        return False
+    # What is inside of something else first, and the last items of a list first.
+    for *parents, key in sorted(places, key=lambda at: (len(at), at[-1] if isinstance(at[-1], int) else 0))[::-1]:
+        parent = tree
+        for step in parents:
+            parent = parent[step]
+        del parent[key]
+    return True
 
 
 def gather(raw: dict[str, Any]) -> dict[str, Any]:
@@ -159,30 +202,37 @@ def place(value: Any, at: tuple[str | int, ...], tree: Any) -> None:
             place(child, (*at, key), below)
 
 
-def check_names(pipeline: Pipeline) -> None:
-    """Every name that one section takes from another must be there."""
+def name_problems(pipeline: Pipeline, heads: Collection[str]) -> list[PipelineError]:
+    """Every name that one section takes from another must be there.
+
+    Args:
+        heads: all names of heads, also of those that are not in ``pipeline`` because they are wrong.
+    """
+    problems: list[PipelineError] = []
+
+    def fail(at: tuple[str | int, ...], message: str) -> None:
+        problems.append(pipeline.fail(at, message))
 
     def known(name: str, names: Collection[str], at: tuple[str | int, ...]) -> None:
         if name not in names:
-            raise pipeline.fail(at, f"no head '{name}'{did_you_mean(name, names)} (heads: {', '.join(names)})")
+            fail(at, f"no head '{name}'{did_you_mean(name, names)} (heads: {', '.join(names)})")
 
-    heads = pipeline.heads
     if not heads:
-        raise pipeline.fail(("heads",), "a pipeline needs at least one head")
+        fail(("heads",), "a pipeline needs at least one head")
     if pipeline.neck and not pipeline.backbone:
-        raise pipeline.fail(("neck",), "a neck needs a backbone")
+        fail(("neck",), "a neck needs a backbone")
     for section in ("heads", "sources"):
         for name in getattr(pipeline, section):
             if not re.fullmatch(r"[A-Za-z_][\w-]*", name, re.ASCII):
-                raise pipeline.fail((section, name), f"'{name}' is no name for one of the {section}: "
-                                                     "letters, digits, '_' and '-' only")  # fmt: skip
-    for name, head in heads.items():
+                fail((section, name), f"'{name}' is no name for one of the {section}: letters, digits, '_' and '-' "
+                                      "only")  # fmt: skip
+    for name, head in pipeline.heads.items():
         for port, other in head.reads.items():
             known(other, heads, ("heads", name, "reads", port))
     for name, source in pipeline.sources.items():
         if source.train is None and source.val is None:
-            raise pipeline.fail(source.at, f"source '{name}' has neither 'train' nor 'val': give the arguments of a "
-                                           "split there ('train: {}' where it needs none)")  # fmt: skip
+            fail(source.at, f"source '{name}' has neither 'train' nor 'val': give the arguments of a split there "
+                            "('train: {}' where it needs none)")  # fmt: skip
         for i, head_name in enumerate(source.heads or ()):
             known(head_name, heads, ("sources", name, "heads", i))
     for name in pipeline.evaluate.metrics:
@@ -192,7 +242,8 @@ def check_names(pipeline: Pipeline) -> None:
     for prefix in pipeline.train.parts:
         first, _, rest = prefix.partition(".")
         if first not in ("backbone", "neck", "heads"):
-            raise pipeline.fail(("train", "parts", prefix), f"no part '{prefix}': a prefix of parameter names starts "
-                                                            "with backbone, neck or heads.NAME")  # fmt: skip
+            fail(("train", "parts", prefix), f"no part '{prefix}': a prefix of parameter names starts with backbone, "
+                                             "neck or heads.NAME")  # fmt: skip
         if first == "heads" and rest:
             known(rest.partition(".")[0], heads, ("train", "parts", prefix))
+    return problems

@@ -10,17 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Lt, MinLen
+from annotated_types import Gt, Lt, MinLen
 from pydantic import ConfigDict
 
 from visionkit.config.reader import VariableText, dump
 from visionkit.errors import PipelineError
-from visionkit.numbers import Count, NonNegative, Positive, PositiveFloat
+from visionkit.numbers import Count, FractionBelowOne, NonNegative, OnlyWith, Positive, PositiveFloat, unread
 
 Path = tuple[str | int, ...]
 """Where something stands in the YAML tree: keys and list indices from the top."""
 
-STRICT = ConfigDict(extra="forbid", strict=True)
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -83,16 +83,16 @@ class SourceConfig(ComponentConfig):
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How parameters move; ``momentum`` and ``nesterov`` are SGD's, ``betas`` AdamW's."""
+    """How parameters move; ``momentum`` and ``nesterov`` are SGD's, ``betas`` are AdamW's."""
 
     __pydantic_config__ = STRICT
 
     name: Literal["sgd", "adamw"] = "sgd"
     lr: PositiveFloat = 0.01
-    momentum: NonNegative = 0.9
+    momentum: Annotated[FractionBelowOne, OnlyWith(name="sgd")] = 0.9
     weight_decay: NonNegative = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    nesterov: bool = False
+    betas: Annotated[tuple[FractionBelowOne, FractionBelowOne], OnlyWith(name="adamw")] = (0.9, 0.999)
+    nesterov: Annotated[bool, OnlyWith(name="sgd"), OnlyWith("momentum")] = False
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ class PartConfig:
 
     __pydantic_config__ = STRICT
 
-    lr_scale: NonNegative = 1.0
-    weight_decay: NonNegative | None = None
+    lr_scale: Annotated[NonNegative, OnlyWith(freeze=False)] = 1.0
+    weight_decay: Annotated[NonNegative | None, OnlyWith(freeze=False)] = None
     freeze: bool = False
 
 
@@ -120,11 +120,11 @@ class ScheduleConfig:
     __pydantic_config__ = STRICT
 
     name: Literal["constant", "multistep", "cosine", "poly"] = "constant"
-    milestones: tuple[Positive, ...] = ()
-    gamma: PositiveFloat = 0.1
-    power: PositiveFloat = 0.9
-    hold: Annotated[float, Ge(0), Lt(1)] = 0.0
-    final: NonNegative = 0.0
+    milestones: Annotated[tuple[Positive, ...], OnlyWith(name="multistep")] = ()
+    gamma: Annotated[PositiveFloat, OnlyWith(name="multistep")] = 0.1
+    power: Annotated[PositiveFloat, OnlyWith(name="poly")] = 0.9
+    hold: Annotated[FractionBelowOne, OnlyWith(name=("cosine", "poly"))] = 0.0
+    final: Annotated[NonNegative, OnlyWith(name=("cosine", "poly"))] = 0.0
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class WarmupConfig:
     __pydantic_config__ = STRICT
 
     steps: Count = 0
-    factor: NonNegative = 0.001
+    factor: Annotated[NonNegative, OnlyWith("steps")] = 0.001
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class CRFConfig:
 
     __pydantic_config__ = STRICT
 
-    iterations: Count = 10
+    iterations: Positive = 10
     appearance_weight: NonNegative = 4.0
     appearance_xy: PositiveFloat = 67.0
     appearance_rgb: PositiveFloat = 3.0
@@ -225,7 +225,7 @@ class RefineConfig:
     scales: Annotated[tuple[PositiveFloat, ...], MinLen(1)] = (1.0,)
     flip: bool = False
     window: Positive | None = None
-    overlap: Annotated[float, Ge(0), Lt(1)] = 0.5
+    overlap: Annotated[FractionBelowOne, OnlyWith("window")] = 0.5
     margin: Count = 0
     crf: CRFConfig | None = None
 
@@ -297,9 +297,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, ComponentConfig):
         own = {k: plain(v) for k, v in vars(value).items() if k not in ("name", "args", "at")}
         unset = [k for k, v in own.items() if v is None or (k in ("reads", "labels") and v == {})]
+        unset += ["weight"] if "weight" in own and own["train"] is None else []
         return {"name": value.name, **plain(value.args), **{k: v for k, v in own.items() if k not in unset}}
     if hasattr(value, "__dataclass_fields__"):
-        return {k: plain(v) for k, v in vars(value).items()}
+        # A default that nothing reads is left out: whoever reads the file would take it for a setting.
+        idle = {k for k in unread(type(value), vars(value), vars(value)) if vars(value)[k] == getattr(type(value), k)}
+        return {k: plain(v) for k, v in vars(value).items() if k not in idle}
     if isinstance(value, Mapping):
         return {k: plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
