@@ -51,6 +51,14 @@ class CountsItsCalls(Sound):
         return {"entropy": super().losses(output, batch)["entropy"].value() * self.calls}
 
 
+class AveragesOverItsBatch(Sound):
+    """The scale of the loss depends on which images are in the batch together."""
+
+    def losses(self, output, batch):
+        mean = super().losses(output, batch)["entropy"]
+        return {"entropy": mean.value() * output.logits.detach().abs().amax()}
+
+
 @dataclasses.dataclass
 class ClassesFirst(Output):
     logits: Tensor  # (classes, B, h, w): the rule of rows is broken
@@ -368,6 +376,7 @@ HEADS = [
     (PutsClassesFirst, "rows_of_its_output_are_its_images", ""),
     (DividesByNothing, "images_without_objects_are_learnt_from", "is nan"),
     (NormalisesOneCell, "one_labelled_image_is_enough", "more than 1 value"),
+    (AveragesOverItsBatch, "losses_of_batches_add_up", "in one batch and in three"),
     (AddsUp, "losses_do_not_depend_on_the_batch_size", "a loss is a mean"),
     (HasAnUnusedLayer, "gradients_reach_every_parameter", "'unused.weight'"),
     (CutsOffItsHiddenLayer, "gradients_reach_every_parameter", "'hidden.0.weight'"),

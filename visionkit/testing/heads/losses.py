@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from visionkit.model import Head, MultiTaskModel
+from visionkit.model import Head, MultiTaskModel, Step
 from visionkit.testing.case import NAME, HeadCase, losses, number, outputs, total
 from visionkit.testing.compare import difference
-from visionkit.testing.report import Broken, seeded
+from visionkit.testing.report import Broken, NotApplicable, seeded
 from visionkit.types import LabelSet, Mean, MixedBatch, Output, Prediction
+from visionkit.types.mean import divide
 
 
 def check_losses_are_named_finite_scalars(case: HeadCase) -> None:
@@ -110,6 +113,46 @@ def check_losses_do_not_depend_on_the_batch_size(case: HeadCase) -> None:
                          "same ones twice; a loss is a mean over images, pixels or objects")  # fmt: skip
 
 
+def check_losses_of_batches_add_up(case: HeadCase) -> None:
+    """Several batches of one image each give the losses and gradients of one batch that holds all these images: a loss
+    is a mean over images, or a `Mean` that says what else it is a mean over."""
+    model, batch = case.model().eval(), case.batch(3)
+    if not model.learning:
+        raise NotApplicable("it has no losses: it only joins what others have learned")
+    single = [_row(batch, row) for row in range(len(batch))]
+    whole = _added_up(model, [batch], 0)
+    if difference(whole, _added_up(model, [batch], 1), rtol=1e-6):
+        raise NotApplicable("it draws random numbers, which are others in each batch")
+    parts = _added_up(model, single, 0)
+    for name, value in whole.items():
+        if not torch.allclose(value, parts[name], rtol=1e-3, atol=1e-3 * float(value.abs().max())):
+            shown = "" if value.ndim else f" ({number(value):.4g} and {number(parts[name]):.4g})"
+            raise Broken(f"{name} of three images is not the same in one batch and in three{shown}; a loss that is a "
+                         "mean over objects or pixels must be returned as Mean(sum, count)")  # fmt: skip
+
+
+def _added_up(model: MultiTaskModel, batches: Sequence[MixedBatch], seed: int) -> dict[str, Tensor]:
+    """Losses and gradients of a training step that accumulates these batches."""
+    steps = [Step(batch) for batch in batches]
+    for step in steps:
+        step.divide = False
+    with seeded(seed):
+        sums = [model(step) for step in steps]
+    counts = functools.reduce(operator.add, [step.counts for step in steps]).losses
+    found = {
+        name: divide(sum(part[NAME][name] for part in sums), count)  # type: ignore[arg-type]
+        for name, count in zip(sums[0][NAME], counts, strict=True)
+    }
+    gradients = torch.autograd.grad(total(found), list(model.parameters()), allow_unused=True)
+    named = {f"the gradient of '{n}'": g for (n, _), g in zip(model.named_parameters(), gradients) if g is not None}
+    return {**{f"loss '{name}'": value.detach() for name, value in found.items()}, **named}
+
+
+def _row(batch: MixedBatch, row: int) -> MixedBatch:
+    targets = {name: [own[row]] for name, own in batch.targets.items()}
+    return replace(batch, images=batch.images[row : row + 1], info=batch.info[row : row + 1], targets=targets)
+
+
 def _assert_finite(model: MultiTaskModel, named: Mapping[str, Tensor], where: str) -> None:
     for name, value in named.items():
         if not bool(value.isfinite()):
@@ -155,4 +198,5 @@ CHECKS = (
     check_images_without_objects_are_learnt_from,
     check_one_labelled_image_is_enough,
     check_losses_do_not_depend_on_the_batch_size,
+    check_losses_of_batches_add_up,
 )
