@@ -131,6 +131,7 @@ class RetinaNet(Head):
     """
 
     task = "boxes"
+    check_args = {"channels": 24, "convs": 2}
     makes = BoxPrediction
     output = DenseOutput
     loss_names = ("class", "box")

@@ -39,6 +39,7 @@ class CornerNet(Head):
     """
 
     task = "boxes"
+    check_args = {"hidden": 8}
     makes = BoxPrediction
     output = PointOutput
     loss_names = ("heat", "pull", "push", "offset")

@@ -143,6 +143,7 @@ class RCNN(Head):
     """
 
     task = "boxes"
+    check_args = {"fcs": [32, 32]}
     makes = BoxPrediction
     output = Regions
     loss_names = ("rpn_objectness", "rpn_box", "box_class", "box_delta")

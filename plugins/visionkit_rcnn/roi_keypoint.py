@@ -43,6 +43,7 @@ class RoIKeypoint(Head):
     """
 
     task = "keypoints"
+    check_args = {"convs": [16]}
     makes = KeypointPrediction
     output = BranchOutput
     needs = {"regions": RegionOutput}

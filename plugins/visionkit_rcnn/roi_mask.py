@@ -76,6 +76,7 @@ class RoIMask(Head):
     """
 
     task = "masks"
+    check_args = {"convs": [16], "hidden": 16}
     makes = MaskPrediction
     output = Masks
     needs = {"regions": RegionOutput}

@@ -60,6 +60,7 @@ class CycleGAN(Head):
     """
 
     task = "unpaired"
+    check_args = {"blocks": 1, "width": 4, "judge_width": 4, "pool": 3, "pool_side": 48}
     makes = PicturePrediction
     output = CycleOutput
     loss_names: tuple[str, ...] = ("gan_forth", "gan_back", "cycle", "identity")

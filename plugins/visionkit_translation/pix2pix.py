@@ -51,6 +51,7 @@ class Pix2Pix(Head):
     """
 
     task = "picture"
+    check_args = {"downs": 5, "width": 4, "judge_width": 4}
     makes = PicturePrediction
     output = PictureOutput
     loss_names: tuple[str, ...] = ("gan", "l1")

@@ -108,6 +108,7 @@ class StyleTransfer(Head):
     """
 
     task = "picture"
+    check_args = {"width": 4, "blocks": 1, "vgg_width": 4, "style_size": 64}
     makes = PicturePrediction
     output = PictureOutput
     loss_names = ("content", "style", "variation")

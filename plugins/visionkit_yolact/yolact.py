@@ -130,6 +130,7 @@ class YOLACT(Head):
     """
 
     task = "masks"
+    check_args = {"hidden": 16, "prototypes": 8}
     makes = MaskPrediction
     output = YOLACTOutput
     loss_names = ("class", "box", "mask", "semantic")

@@ -175,7 +175,7 @@ def test_a_file_is_checked_whole(run: Run, tmp_path: Path) -> None:
 
 def test_a_component_of_a_file_with_arguments(run: Run) -> None:
     assert run("good", "--plugin", "two.py", "--set", "slope=2")[0] == 0
-    assert run("good", "--plugin", "two.py", "--set", "slope=.inf")[0] == 1
+    assert run("good", "--plugin", "two.py", "--set", "slope=1.0e+39")[0] == 1
 
 
 def test_a_class_by_its_module(run: Run) -> None:
@@ -202,3 +202,110 @@ def test_mistakes_of_the_user_end_with_status_2(arguments: list[str], says: str,
     status, _, err = run(*arguments)
     assert status == 2
     assert says in err
+
+
+SEVERAL = '''
+"""A head and an evaluator of one name, levels of a backbone of its own, and data that lie in a folder."""
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from tests.conformance.toys import Sound, SoundEvaluator, SoundSource
+from visionkit import Component, hookimpl
+
+
+class Stacked(Sound):
+    """Reads what no backbone here calls so.
+
+    Args:
+        level: the level that is read.
+        width: channels.
+        file: any file.
+    """
+
+    task = "stripes"
+    evaluators = ()
+    check_args = {"file": "{data}/instances.json", "width": 4}
+
+    def __init__(self, spec, labels, *, file: str, level: str = "stack2", width: int = 64) -> None:
+        super().__init__(spec, labels, level=level, width=width)
+        assert open(file).read() and width == 4
+
+
+class Folder(SoundSource):
+    """Stripes, from a folder.
+
+    Args:
+        root: the folder.
+    """
+
+    def __init__(self, *, root: str) -> None:
+        super().__init__()
+        self.labels = {"stripes": self.labels["semantic"]}
+        open(root + "/instances.json").close()
+
+    def load(self, index, tasks):
+        sample = super().load(index, ["semantic"])
+        sample.targets = {"stripes": sample.targets["semantic"]}
+        return sample
+
+
+@hookimpl
+def visionkit_components():
+    return [
+        Component("head", "stripes", ":Stacked"),
+        Component("evaluator", "stripes", ":SoundEvaluator"),
+        Component("source", "stripes_folder", ":Folder"),
+    ]
+'''
+
+
+def test_several_kinds_of_one_name_are_all_checked(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "several.py").write_text(SEVERAL)
+    (tmp_path / "instances.json").write_text("[]")
+    source = f"{{name: stripes_folder, root: {tmp_path}}}"
+    status, out, err = run("stripes", "--plugin", "several.py", "--source", source, "--json", "out.json")
+    reports = json.loads((tmp_path / "out.json").read_text())
+    assert [(report["kind"], report["failed"]) for report in reports] == [("head", 0), ("evaluator", 0)], out
+    assert status == 0
+    assert "(head, evaluator); choose one with --kind" in err
+    assert "not run without --full: forward_can_be_exported" in out
+
+
+def test_a_head_whose_source_needs_a_path_says_so_and_leaves_the_others(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "several.py").write_text(SEVERAL)
+    status, _, err = run("stripes", "--kind", "head", "--plugin", "several.py")
+    assert status == 2
+    assert "no source that needs no arguments offers the task 'stripes': give one with source= (or --source)" in err
+    status, out, _ = run("several.py")
+    assert status == 1
+    assert "head stripes: 0 passed, 1 failed" in out
+    (tmp_path / "several.py").write_text(
+        SEVERAL.replace(
+            "    def __init__(self, *, root", '    check_args = {"root": "{data}"}\n\n    def __init__(self, *, root'
+        )
+    )
+    assert run("stripes", "--kind", "head", "--plugin", "several.py")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("shapse", "did you mean 'shapes'"),
+        ("[shapes]", "expected the name of a source"),
+        ("{name: shapes, imges: 3}", "did you mean 'images'"),
+        ("{name: coco, images: nowhere, annotations: x.json}", "nowhere: no such folder"),
+    ],
+)
+def test_mistakes_in_the_source_end_with_status_2(source: str, says: str, run: Run) -> None:
+    status, _, err = run("semantic_fpn", "--source", source)
+    assert (status, says in err, len(err.splitlines())) == (2, True, 1), err
+
+
+def test_code_that_cannot_be_checked_is_one_line(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text(
+        "from visionkit import Head\n\nclass Odd(Head):\n    task = 'boxes'\n    needs = 3\n"
+    )
+    status, _, err = run("odd:Odd")
+    assert status == 2
+    assert err.startswith("error: head 'odd:Odd' cannot be checked:")
+    assert len(err.splitlines()) == 1

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import cv2
 import numpy as np
@@ -52,6 +52,8 @@ class ObjectsSource(Source):
         UserError: the other source is unknown, refuses its arguments, or has no keypoints.
         DataError: the file of boxes is missing, wrong, or of other images.
     """
+
+    check_args: ClassVar[Mapping[str, Any]] = {"source": {"name": "shapes", "root": "{data}", "images": 8, "size": 96}}
 
     def __init__(
         self, *, source: dict[str, Any], boxes: str | None = None, min_score: Annotated[float, OnlyWith("boxes")] = 0.0

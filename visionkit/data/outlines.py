@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -35,6 +35,8 @@ class OutlinesSource(Source):
     Raises:
         UserError: the other source is unknown, refuses its arguments, or has no masks; no width, not three classes.
     """
+
+    check_args: ClassVar[Mapping[str, Any]] = {"source": {"name": "shapes", "root": "{data}", "images": 8, "size": 96}}
 
     def __init__(
         self,

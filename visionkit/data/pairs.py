@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import cv2
 import numpy as np
@@ -132,6 +132,8 @@ class PaintedSource(Source):
     Raises:
         UserError: the other source is unknown, refuses its arguments, or has no label maps.
     """
+
+    check_args: ClassVar[Mapping[str, Any]] = {"source": {"name": "shapes", "root": "{data}", "images": 8, "size": 96}}
 
     def __init__(
         self,

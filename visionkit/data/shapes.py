@@ -6,8 +6,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -48,6 +48,8 @@ class ShapesSource(CocoSource):
     Raises:
         DataError: ``root`` holds something else.
     """
+
+    check_args: ClassVar[Mapping[str, Any]] = {"root": "{data}", "images": 8, "size": 96}
 
     def __init__(
         self,

@@ -78,6 +78,8 @@ class Head(nn.Module):
             finds as ``upstream["memory"]``.
         exportable: whether ``forward`` can be captured by ``torch.export``.
         expected_failures: conformance check -> why this head cannot pass it.
+        check_args: keyword arguments that ``visionkit check`` builds it with, beside those that are given: narrow
+            widths make the checks quick. ``{data}`` in a text becomes the folder of a small synthetic dataset.
         starts_from: names of arguments that only say what it starts from (files of weights): they are left out where
             a run is loaded, which holds what they gave.
 
@@ -99,6 +101,7 @@ class Head(nn.Module):
     remembers: ClassVar[bool] = False
     exportable: ClassVar[bool] = False
     expected_failures: ClassVar[Mapping[str, str]] = {}
+    check_args: ClassVar[Mapping[str, Any]] = {}
     starts_from: ClassVar[tuple[str, ...]] = ()
 
     levels: tuple[str, ...] = ()

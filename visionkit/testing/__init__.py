@@ -15,7 +15,7 @@ from visionkit.testing.kits import (
     check_source,
     check_transform,
 )
-from visionkit.testing.report import Broken, CheckResult, NotApplicable, Report, name_of, promise_of
+from visionkit.testing.report import Broken, CheckResult, NotApplicable, Report, is_slow, name_of, promise_of, slow
 
 __all__ = [
     "CHECKS",
@@ -31,6 +31,8 @@ __all__ = [
     "check_neck",
     "check_source",
     "check_transform",
+    "is_slow",
     "name_of",
     "promise_of",
+    "slow",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from visionkit.data import Sample, Source
 from visionkit.errors import PluginError, UserError
 from visionkit.model import Head, MultiTaskModel
 from visionkit.plugins import PluginManager
+from visionkit.testing.data import ToyData
 from visionkit.testing.report import NotApplicable, seeded
 from visionkit.testing.samples import (
     choose_samples,
@@ -26,7 +28,7 @@ from visionkit.testing.samples import (
     required,
     resized,
 )
-from visionkit.testing.toys import ToyBackbone, ToyNeck
+from visionkit.testing.toys import PYRAMID, WIDTHS, SpecOfAll, ToyBackbone, ToyNeck
 from visionkit.types import Batch, Features, FeatureSpec, LabelSet, MixedBatch, Prediction, Target
 
 NAME = "checked"
@@ -48,6 +50,7 @@ class HeadCase:
         others: the heads that it reads, and those that these read, by name.
         other_args: keyword arguments of theirs, by name.
         reads: port name -> head name, for the checked head and the others.
+        data: what sources and arguments may refer to; the folder is there for as long as the case is.
     """
 
     cls: type[Head]
@@ -58,6 +61,7 @@ class HeadCase:
     others: Mapping[str, type[Head]] = field(default_factory=dict)
     reads: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     other_args: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    data: ToyData = field(default_factory=ToyData)
 
     @classmethod
     def make(
@@ -74,20 +78,21 @@ class HeadCase:
         Raises:
             UserError: arguments are missing, no source offers the task, no head gives what a port needs.
         """
-        args, plugins = dict(args or {}), plugins or PluginManager()
+        data, plugins = ToyData(), plugins or PluginManager()
+        args = data.args_of(head, args)
         if missing := [name for name in required(head, given=2) if name not in args]:
             raise UserError(f"{head.__name__} needs {', '.join(missing)}: give it with args= (or --set)")
         if not isinstance(task := getattr(head, "task", None), str):
             raise UserError(f"{head.__name__} has no task: it must name the targets that it learns from")
-        source = source or find_source(task, plugins)
+        source = source or find_source(task, plugins, data)
         if task not in source.tasks:
             raise UserError(f"{head.__name__} learns '{task}', for which {type(source).__name__} is not labelled "
                             f"(it is for: {', '.join(source.tasks)})")  # fmt: skip
-        given = dict(others or {})
         found: dict[str, type[Head]] = {}
         reads: dict[str, dict[str, str]] = {}
-        _find_others(NAME, head, plugins, source, given, found, reads)
-        case = cls(head, args, source, plugins, labels or source.labels[task], found, reads, given)
+        _find_others(NAME, head, plugins, source, others or {}, found, reads)
+        given = {name: data.args_of(other, (others or {}).get(name)) for name, other in found.items()}
+        case = cls(head, args, source, plugins, labels or source.labels[task], found, reads, given, data)
         if labels is None and head.labels_from is not None:
             theirs = source.labels[found[reads[NAME][head.labels_from]].task]
             case.labels = dataclasses.replace(
@@ -97,9 +102,14 @@ class HeadCase:
 
     @cached_property
     def spec(self) -> FeatureSpec:
-        """Every level that there is."""
+        """Every level that there is, and those of other names that the heads ask for by default."""
         backbone = ToyBackbone()
-        return backbone.spec | ToyNeck(backbone.spec).spec
+        spec = SpecOfAll(backbone.spec | ToyNeck(backbone.spec).spec)
+        for name, cls in {**self.others, NAME: self.cls}.items():
+            args, labels = (self.args, self.labels) if name == NAME else (self.other_args[name], self.labels_of(name))
+            with seeded(), contextlib.suppress(Exception):  # which the first check tells
+                cls(spec, labels, **args)
+        return spec | FeatureSpec(spec.added)
 
     @cached_property
     def samples(self) -> list[Sample]:
@@ -120,7 +130,8 @@ class HeadCase:
             heads |= {name: self.head(labels) for name in names}
             backbone = ToyBackbone()
             reads = {**self.reads, **{name: self.reads.get(NAME, {}) for name in names}}
-            return MultiTaskModel(backbone, ToyNeck(backbone.spec), heads, {n: reads.get(n, {}) for n in heads})
+            neck = ToyNeck(backbone.spec, more=[name for name in self.spec if name not in (*WIDTHS, *PYRAMID)])
+            return MultiTaskModel(backbone, neck, heads, {n: reads.get(n, {}) for n in heads})
 
     def labels_of(self, other: str, labels: LabelSet | None = None) -> LabelSet:
         """The labels of a head that is read: its own of the source, or the names that the checked head is given."""
@@ -252,9 +263,12 @@ def _find_others(
                 made = plugins.load("head", other)
             except PluginError:
                 continue
-            if not (isinstance(made, type) and issubclass(made, Head)) or made is head or made.task not in source.tasks:
+            if not (isinstance(made, type) and issubclass(made, Head)) or made is head:
                 continue
-            if issubclass(made.output, wanted) and not set(required(made, given=2)) - set(given.get(other, {})):
+            if getattr(made, "task", None) not in source.tasks or not isinstance(made.output, type):
+                continue
+            args = {**made.check_args, **given.get(other, {})}
+            if issubclass(made.output, wanted) and not set(required(made, given=2)) - set(args):
                 fitting.append((other not in given, len(made.needs), other, made))
         if not fitting:
             raise UserError(f"no registered head gives the {wanted.__name__} that {head.__name__} reads on its port "

@@ -6,7 +6,7 @@ import contextlib
 import math
 import pickle
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,7 @@ from visionkit.errors import PluginError, UserError
 from visionkit.evaluate import Evaluator
 from visionkit.plugins import PluginManager
 from visionkit.testing.compare import difference
+from visionkit.testing.data import ToyData
 from visionkit.testing.report import Broken, NotApplicable
 from visionkit.testing.samples import choose_samples, label_table, relabelled, sources
 from visionkit.testing.signature import assert_configurable, assert_documented
@@ -39,6 +40,7 @@ class EvaluatorCase:
     source: Source
     task: str
     labels: LabelSet
+    data: ToyData = field(default_factory=ToyData)  # for as long as the source reads from it
 
     @classmethod
     def make(
@@ -54,11 +56,12 @@ class EvaluatorCase:
         Raises:
             UserError: there is no such source.
         """
-        for one in (source,) if source is not None else sources(plugins):
+        data = ToyData()
+        for one in (source,) if source is not None else sources(plugins, data):
             tasks = list(dict.fromkeys([*_tasks_of_heads(evaluator, plugins), *one.tasks]))
             for task in tasks:
                 if task in one.tasks and _can_be_made(evaluator, one, task):
-                    return cls(evaluator, args or {}, one, task, labels or one.labels[task])
+                    return cls(evaluator, args or {}, one, task, labels or one.labels[task], data)
         reads = evaluator.reads.__name__
         raise UserError(f"no source at hand has targets from which a {reads} can be made: give one with source=, and "
                         f"{reads} a classmethod from_target(target, info, labels)")  # fmt: skip

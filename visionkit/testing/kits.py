@@ -1,9 +1,10 @@
 """One function a kind: everything that its contract promises, checked.
 
-All of them take ``args``, the keyword arguments of what is checked; ``expected_failures``, a mapping of the name of a
-check to the reason why it is not passed; ``only``, the names of the checks to run; and ``progress``, which is called
-with the name of each check before it runs. All return a :class:`~visionkit.testing.Report`, and raise
-:class:`~visionkit.errors.UserError` where something that the checks need is not there.
+All of them take ``args``, the keyword arguments of what is checked, which take precedence over the ``check_args`` of
+its class; ``expected_failures``, a mapping of the name of a check to the reason why it is not passed; ``only``, the
+names of the checks to run; and ``progress``, which is called with the name of each check before it runs. All return a
+:class:`~visionkit.testing.Report`, and raise :class:`~visionkit.errors.UserError` where something that the checks need
+is not there.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from visionkit.model import Backbone, Head, Neck
 from visionkit.plugins import PluginManager
 from visionkit.testing import backbones, balancers, evaluators, heads, sources, transforms
 from visionkit.testing.case import HeadCase
+from visionkit.testing.data import ToyData
 from visionkit.testing.report import Check, Report, run_checks
 from visionkit.testing.samples import required
 from visionkit.train.balance import Balancer
@@ -46,7 +48,8 @@ def check_head(
     Args:
         head: its class.
         args: its keyword arguments.
-        source: where samples come from; else the first registered source that offers its task and needs no arguments.
+        source: where samples come from; else the first registered source that offers its task and needs no arguments,
+            or names them in ``check_args``.
         labels: its label set; else that of the source.
         plugins: where evaluators and the heads that it reads are looked up; else all that is installed.
         others: for its ports, heads to prefer: registered name -> keyword arguments.
@@ -68,9 +71,16 @@ def check_backbone(
     progress: Progress | None = None,
 ) -> Report:
     """Check a backbone, with random weights and images."""
-    case = backbones.FeatureCase("backbone", backbone, _complete(backbone, args))
+    data = ToyData()
+    case = backbones.FeatureCase("backbone", backbone, _complete(backbone, args, data))
     return run_checks(
-        "backbone", backbone.__name__, backbones.BACKBONE_CHECKS, case, expected=expected_failures, only=only
+        "backbone",
+        backbone.__name__,
+        backbones.BACKBONE_CHECKS,
+        case,
+        expected=expected_failures,
+        only=only,
+        progress=progress,
     )
 
 
@@ -83,7 +93,8 @@ def check_neck(
     progress: Progress | None = None,
 ) -> Report:
     """Check a neck, on random features of levels ``c1`` ... ``c5``."""
-    case = backbones.FeatureCase("neck", neck, _complete(neck, args, given=1))
+    data = ToyData()
+    case = backbones.FeatureCase("neck", neck, _complete(neck, args, data, given=1))
     return run_checks(
         "neck", neck.__name__, backbones.NECK_CHECKS, case, expected=expected_failures, only=only, progress=progress
     )
@@ -98,7 +109,8 @@ def check_source(
     progress: Progress | None = None,
 ) -> Report:
     """Check a data source, on its first images."""
-    case = sources.SourceCase(source, _complete(source, args))
+    data = ToyData()
+    case = sources.SourceCase(source, _complete(source, args, data))
     return run_checks(
         "source", source.__name__, sources.CHECKS, case, expected=expected_failures, only=only, progress=progress
     )
@@ -128,7 +140,8 @@ def check_evaluator(
         only: names of the checks to run.
         progress: called with the name of each check before it runs.
     """
-    complete = _complete(evaluator, args, given=2)
+    data = ToyData()
+    complete = _complete(evaluator, args, data, given=2)
     case = evaluators.EvaluatorCase.make(evaluator, complete, source, labels, plugins or PluginManager())
     return run_checks(
         "evaluator",
@@ -150,10 +163,8 @@ def check_transform(
     progress: Progress | None = None,
 ) -> Report:
     """Check a transform, on an image whose texture tells where each pixel came from."""
-    name, case = (
-        getattr(transform, "__name__", "transform"),
-        transforms.TransformCase(transform, _complete(transform, args)),
-    )
+    data, name = ToyData(), getattr(transform, "__name__", "transform")
+    case = transforms.TransformCase(transform, _complete(transform, args, data))
     return run_checks(
         "transform", name, transforms.CHECKS, case, expected=expected_failures, only=only, progress=progress
     )
@@ -168,7 +179,8 @@ def check_balancer(
     progress: Progress | None = None,
 ) -> Report:
     """Check a balancer, on losses of three heads."""
-    case = balancers.BalancerCase(balancer, _complete(balancer, args, given=1))
+    data = ToyData()
+    case = balancers.BalancerCase(balancer, _complete(balancer, args, data, given=1))
     return run_checks(
         "balancer", balancer.__name__, balancers.CHECKS, case, expected=expected_failures, only=only, progress=progress
     )
@@ -197,9 +209,9 @@ CHECKS: Mapping[str, Sequence[Check]] = {
 """The checks of each kind, in their order."""
 
 
-def _complete(made: Any, args: Arguments | None, given: int = 0) -> Arguments:
-    """The arguments, if none is missing."""
-    args = dict(args or {})
+def _complete(made: Any, args: Arguments | None, data: ToyData, given: int = 0) -> Arguments:
+    """The arguments, with those that the class names itself, if none is missing."""
+    args = data.args_of(made, args)
     if missing := [name for name in required(made, given) if name not in args]:
         raise UserError(f"{made.__name__} needs {', '.join(missing)}: give it with args= (or --set)")
     return args

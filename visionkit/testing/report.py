@@ -113,6 +113,17 @@ class Report:
         return {"kind": self.kind, "component": self.component, **counts, "checks": [asdict(r) for r in self.results]}
 
 
+def slow(check: Check) -> Check:
+    """Mark a check that takes seconds: ``visionkit check`` leaves it out without ``--full``."""
+    check.slow = True  # type: ignore[attr-defined]
+    return check
+
+
+def is_slow(check: Check) -> bool:
+    """Whether a check is marked as :func:`slow`."""
+    return getattr(check, "slow", False)
+
+
 def name_of(check: Check) -> str:
     """``check_x`` is the check ``x``."""
     return check.__name__.removeprefix("check_")

@@ -13,34 +13,46 @@ from torch import Tensor
 from visionkit.data import Sample, Source
 from visionkit.data.loader import collate
 from visionkit.data.transforms import Resize
-from visionkit.errors import PluginError, UserError
+from visionkit.errors import UserError
 from visionkit.plugins import PluginManager
+from visionkit.testing.data import ToyData
 from visionkit.types import InstanceTarget, LabelSet, MixedBatch, Target
 
 LOOKED_AT = 16
 """Images of a source among which those with the most objects are chosen."""
 
 
-def sources(plugins: PluginManager) -> Iterator[Source]:
-    """Every registered source that can be built with no arguments."""
+def sources(plugins: PluginManager, data: ToyData) -> Iterator[Source]:
+    """Every registered source that can be built without arguments, or with its ``check_args``.
+
+    Sources that are made from another source come last: their labels are not those of the scenes.
+    """
+    found = []
     for listed in plugins.components("source"):
-        with contextlib.suppress(PluginError):
+        with contextlib.suppress(UserError, ValueError, TypeError):
             made = plugins.load("source", listed.component.name)
-            if not required(made):
-                yield made()
+            args = data.args_of(made)
+            if not set(required(made)) - set(args):
+                found.append(("source" in inspect.signature(made).parameters, made, args))
+    for _, made, args in sorted(found, key=lambda item: item[0]):
+        try:
+            source = made(**args)
+        except Exception:  # the data of a source that somebody has installed may not be there
+            continue
+        yield source
 
 
-def find_source(task: str, plugins: PluginManager) -> Source:
-    """The first registered source that can be built with no arguments and offers the task.
+def find_source(task: str, plugins: PluginManager, data: ToyData) -> Source:
+    """The first of :func:`sources` that offers the task.
 
     Raises:
         UserError: there is none.
     """
-    for source in sources(plugins):
+    for source in sources(plugins, data):
         if task in source.tasks:
             return source
-    raise UserError(f"no source that needs no arguments offers the task '{task}': give one with source=, or register "
-                    "one whose arguments all have defaults")  # fmt: skip
+    raise UserError(f"no source that needs no arguments offers the task '{task}': give one with source= (or --source), "
+                    "or register one whose arguments all have defaults or are in its check_args")  # fmt: skip
 
 
 def required(made: object, given: int = 0) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Iterable, Mapping
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from visionkit.types import Features, FeatureSpec, Level
 
 WIDTHS = {"c1": 8, "c2": 16, "c3": 16, "c4": 24, "c5": 32}
 PYRAMID = ("p2", "p3", "p4", "p5", "p6", "p7")
-WIDTH = 16
+WIDTH, STRIDE = 16, 4
 
 
 class ToyBackbone(Backbone):
@@ -46,13 +47,15 @@ class ToyNeck(Neck):
     Args:
         spec: of the backbone, with ``c2`` ... ``c5``.
         levels: names of the levels that are read; ``None``: all.
+        more: names of levels that are offered as well; each is ``p2`` under another name.
     """
 
     reads = ("c2", "c3", "c4", "c5")
 
-    def __init__(self, spec: FeatureSpec, *, levels: Collection[str] | None = None) -> None:
+    def __init__(self, spec: FeatureSpec, *, levels: Collection[str] | None = None, more: Collection[str] = ()) -> None:
         super().__init__()
-        self.spec = FeatureSpec({n: Level(WIDTH, 2 ** int(n[1:])) for n in PYRAMID if levels is None or n in levels})
+        strides = {**{name: 2 ** int(name[1:]) for name in PYRAMID}, **dict.fromkeys(more, STRIDE)}
+        self.spec = FeatureSpec({n: Level(WIDTH, s) for n, s in strides.items() if levels is None or n in levels})
         self.lateral = nn.ModuleDict({name: nn.Conv2d(spec[name].channels, WIDTH, 1) for name in self.reads})
 
     def forward(self, features: Features) -> dict[str, Tensor]:
@@ -64,4 +67,27 @@ class ToyNeck(Neck):
             made[f"p{name[1:]}"] = above
         made["p6"] = made["p5"][:, :, ::2, ::2]
         made["p7"] = made["p6"][:, :, ::2, ::2]
-        return {name: made[name] for name in self.spec}
+        return {name: made.get(name, made["p2"]) for name in self.spec}
+
+
+class SpecOfAll(FeatureSpec):
+    """A spec that has every level it is asked for, so that a head with levels of its own backbone's names can be built.
+
+    Names such as ``c7`` and ``p1`` are spelled wrong rather than unknown: they are errors as ever.
+
+    Attributes:
+        added: levels that it was asked for and did not have.
+    """
+
+    def __init__(self, levels: Mapping[str, Level]) -> None:
+        super().__init__(levels)
+        self.added: dict[str, Level] = {}
+
+    def __getitem__(self, name: str) -> Level:
+        if name in self._levels or not isinstance(name, str) or re.fullmatch(r"[cp]\d+", name):
+            return super().__getitem__(name)
+        return self.added.setdefault(name, Level(WIDTH, STRIDE))
+
+    def only(self, names: Iterable[str]) -> FeatureSpec:
+        """The spec of just these levels, in the order given."""
+        return FeatureSpec({name: self[name] for name in names})

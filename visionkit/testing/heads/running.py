@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from visionkit.model import MultiTaskModel
 from visionkit.testing.case import NAME, HeadCase, losses, number, outputs, predictions, total
 from visionkit.testing.compare import difference, tensors
-from visionkit.testing.report import Broken, NotApplicable
+from visionkit.testing.report import Broken, NotApplicable, slow
 from visionkit.types import MixedBatch
 
 
@@ -48,6 +48,7 @@ def check_memory_formats_agree(case: HeadCase) -> None:
             )
 
 
+@slow
 def check_forward_can_be_exported(case: HeadCase) -> None:
     """Where the head says that it is exportable, `torch.export` captures backbone and head, with the same results."""
     if not case.cls.exportable:
