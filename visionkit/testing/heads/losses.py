@@ -117,35 +117,37 @@ def check_losses_of_batches_add_up(case: HeadCase) -> None:
     """Several batches of one image each give the losses and gradients of one batch that holds all these images: a loss
     is a mean over images, or a `Mean` that says what else it is a mean over."""
     model, batch = case.model().eval(), case.batch(3)
-    if not model.learning:
+    if NAME not in model.learning:
         raise NotApplicable("it has no losses: it only joins what others have learned")
-    single = [_row(batch, row) for row in range(len(batch))]
     whole = _added_up(model, [batch], 0)
     if difference(whole, _added_up(model, [batch], 1), rtol=1e-6):
         raise NotApplicable("it draws random numbers, which are others in each batch")
-    parts = _added_up(model, single, 0)
+    parts = _added_up(model, [_row(batch, row) for row in range(len(batch))], 0)
     for name, value in whole.items():
-        if not torch.allclose(value, parts[name], rtol=1e-3, atol=1e-3 * float(value.abs().max())):
+        if (value - parts[name]).norm() > 1e-3 * value.norm() + 1e-6:
             shown = "" if value.ndim else f" ({number(value):.4g} and {number(parts[name]):.4g})"
             raise Broken(f"{name} of three images is not the same in one batch and in three{shown}; a loss that is a "
                          "mean over objects or pixels must be returned as Mean(sum, count)")  # fmt: skip
 
 
 def _added_up(model: MultiTaskModel, batches: Sequence[MixedBatch], seed: int) -> dict[str, Tensor]:
-    """Losses and gradients of a training step that accumulates these batches."""
+    """Losses of the head, and their gradient, in a training step that accumulates these batches."""
     steps = [Step(batch) for batch in batches]
     for step in steps:
         step.divide = False
     with seeded(seed):
         sums = [model(step) for step in steps]
-    counts = functools.reduce(operator.add, [step.counts for step in steps]).losses
-    found = {
-        name: divide(sum(part[NAME][name] for part in sums), count)  # type: ignore[arg-type]
-        for name, count in zip(sums[0][NAME], counts, strict=True)
-    }
-    gradients = torch.autograd.grad(total(found), list(model.parameters()), allow_unused=True)
-    named = {f"the gradient of '{n}'": g for (n, _), g in zip(model.named_parameters(), gradients) if g is not None}
-    return {**{f"loss '{name}'": value.detach() for name, value in found.items()}, **named}
+    counts = iter(functools.reduce(operator.add, [step.counts for step in steps]).losses)
+    found: dict[str, Tensor] = {}
+    for head, named in sums[0].items():
+        for name in named:
+            value = divide(torch.stack([part[head][name] for part in sums]).sum(), next(counts))
+            if head == NAME:
+                found[f"loss '{name}'"] = value
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(total(found), learned, allow_unused=True)
+    gradient = torch.cat([g.flatten() for g in gradients if g is not None])
+    return {**{name: value.detach() for name, value in found.items()}, "the gradient": gradient}
 
 
 def _row(batch: MixedBatch, row: int) -> MixedBatch:
