@@ -1,8 +1,8 @@
 """A run folder: what training leaves behind, and all that prediction and evaluation need.
 
 ``pipeline.yaml`` (resolved), ``labels.json`` (label set of every head), ``weights.safetensors`` (final weights, the
-moving average where one was kept), ``checkpoints/`` (to resume from), ``metrics.jsonl``, ``metrics.json``,
-``predictions/``, ``pictures/``.
+moving average where one was kept), ``checkpoints/`` (to resume from), ``metrics.jsonl``, ``metrics.json`` and
+``predictions/`` (of the weights that the folder holds), ``pictures/``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ from visionkit.errors import RunError
 from visionkit.model.build import build_model, without_first_weights
 from visionkit.model.graph import MultiTaskModel
 from visionkit.results.files import write_atomically as write_atomically
+from visionkit.results.files import write_errors
 from visionkit.types import LabelSet
 
 if TYPE_CHECKING:
@@ -55,6 +58,10 @@ class RunFolder:
     def checkpoint_file(self) -> Path:
         return self.path / "checkpoints" / "last.pt"
 
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.json"
+
     def require(self) -> RunFolder:
         """This folder, if it holds a run. Raises ``RunError`` otherwise."""
         if not self.path.is_dir():
@@ -78,14 +85,33 @@ class RunFolder:
             raise RunError(f"{self.labels_file} is damaged: {error}") from None
 
     def weights(self) -> dict[str, Tensor]:
-        """The final weights, or those of the last checkpoint of a run that is not done."""
+        """The final weights, or those of the last checkpoint of a run that has not finished."""
         if self.weights_file.exists() or not self.checkpoint_file.exists():
             return load_weights(self.weights_file)
-        try:
-            state = torch.load(self.checkpoint_file, map_location="cpu", weights_only=True)
-            return state["average"] or state["model"]
-        except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
-            raise RunError(f"{self.checkpoint_file} is damaged: {str(error).splitlines()[0]}") from None
+        return checkpoint_weights(self.checkpoint_file)
+
+    def check_unused(self) -> None:
+        """Raise ``RunError`` if the folder holds anything that a new run would replace."""
+        if self.checkpoint_file.exists():
+            raise RunError(f"{self.path} already holds a run: go on with --resume, or choose another --out")
+        if self.weights_file.exists():
+            raise RunError(f"{self.path} already holds a run, without a checkpoint to resume from: choose another "
+                           f"--out; --set train.init={self.path} starts from its weights")  # fmt: skip
+        if self.metrics_file.exists():
+            raise RunError(f"{self.path} already holds the metrics of an evaluation: choose another --out")
+        if self.pipeline_file.exists() and not self.labels_file.exists():
+            raise RunError(f"{self.pipeline_file} is not part of a run, and would be replaced: choose another --out")
+
+    def remove_results(self) -> None:
+        """Delete the final weights and what was evaluated with them, because training goes on.
+
+        The checkpoint holds the same weights until the next one is written, so weights, metrics and checkpoint of a run
+        that is interrupted belong together.
+        """
+        for file in (self.weights_file, self.metrics_file):
+            with write_errors(file):
+                file.unlink(missing_ok=True)
+        shutil.rmtree(self.path / "predictions", ignore_errors=True)
 
     def write_description(self, pipeline: Pipeline, labels: Mapping[str, LabelSet]) -> None:
         """Write ``pipeline.yaml`` and ``labels.json``."""
@@ -103,6 +129,8 @@ def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}, beside)
+        with open(beside, "rb") as file:
+            os.fsync(file.fileno())
         os.replace(beside, path)
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
@@ -119,6 +147,34 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         raise RunError(f"{path}: no such weights file; has the run finished, or saved a checkpoint?") from None
     except (SafetensorError, OSError) as error:
         raise RunError(f"{path} is damaged: {error}") from None
+
+
+def checkpoint_weights(path: Path) -> dict[str, Tensor]:
+    """The weights in a checkpoint, the moving average if there is one. Raises ``RunError`` where it is damaged."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return state["average"] or state["model"]
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        if zipfile.is_zipfile(path):
+            raise RunError(f"{path} is a PyTorch file, but not a checkpoint of a run; visionkit import-weights "
+                           f"reads the weights of other libraries") from None  # fmt: skip
+        raise RunError(f"{path} is damaged: {(str(error) or repr(error)).splitlines()[0]}") from None
+
+
+def starting_weights(path: Path) -> dict[str, Tensor]:
+    """The weights that a path names: of a run folder, as for prediction, of a checkpoint, or of a safetensors file.
+
+    Raises:
+        RunError: there is no such file or run, or it is something else.
+    """
+    if path.is_dir():
+        folder = RunFolder(path)
+        if not folder.weights_file.exists() and not folder.checkpoint_file.exists():
+            raise RunError(f"{path} holds neither final weights nor a checkpoint of a run")
+        return folder.weights()
+    if not path.exists():
+        raise RunError(f"{path}: no such run folder or weights file")
+    return checkpoint_weights(path) if zipfile.is_zipfile(path) else load_weights(path)
 
 
 def weights_digest(model: torch.nn.Module) -> str:

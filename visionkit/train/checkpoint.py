@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import pickle
 import random
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,11 @@ import yaml
 
 from visionkit.config import Pipeline
 from visionkit.errors import RunError
+from visionkit.train.optim import learning_rate
+from visionkit.types import LabelSet
+
+PARTS = ("step", "model", "optimizers", "balancer", "average", "scaler", "rng")
+"""What a checkpoint holds beside its pipeline."""
 
 # What may differ between the run that saved and the one that resumes without changing what is computed.
 FREE = {("evaluate",)} | {
@@ -81,6 +89,8 @@ def load_checkpoint(path: Path, pipeline: Pipeline) -> dict[str, Any]:
         raise RunError(f"{path} is no checkpoint, or a damaged one: {str(error).splitlines()[0]}") from None
     if not isinstance(state, dict) or "pipeline" not in state:
         raise RunError(f"{path} is no checkpoint of visionkit")
+    if missing := [key for key in PARTS if key not in state]:
+        raise RunError(f"{path} is damaged: it has no '{missing[0]}'")
     then, now = yaml.safe_load(state["pipeline"]), yaml.safe_load(pipeline.to_yaml())
     if difference := first_difference(then, now):
         key, before, after = difference
@@ -88,6 +98,51 @@ def load_checkpoint(path: Path, pipeline: Pipeline) -> dict[str, Any]:
             f"{path} was saved by another pipeline: {'.'.join(map(str, key))} was {before!r} and is now {after!r}"
         )
     return state
+
+
+def check_continues(state: dict[str, Any], labels: Mapping[str, LabelSet], pipeline: Pipeline, path: Path) -> None:
+    """Check that a run would go on from a checkpoint as it began.
+
+    Args:
+        state: the checkpoint.
+        labels: the label set of every head.
+        pipeline: what is to be trained.
+        path: the checkpoint's file.
+
+    Raises:
+        RunError: the classes or keypoints of a head are others, or in another order; the checkpoint has more steps than
+            the pipeline; or the learning rate of the steps that were taken would have been another.
+    """
+    for head, then in state["labels"].items():
+        if difference := changed_label(head, LabelSet.from_dict(then), labels[head]):
+            raise RunError(f"{path} was saved with other labels: {difference}; restore the annotations that the run "
+                           "began with, or start a new one")  # fmt: skip
+    train, done = pipeline.train, state["step"]
+    if done > train.steps:
+        raise RunError(f"{path} was saved after {done} steps, and train.steps is {train.steps}; set at least as many")
+    before = replace(train, steps=yaml.safe_load(state["pipeline"])["train"]["steps"])
+    for step in range(done if train.schedule.name in ("cosine", "poly") and before.steps != train.steps else 0):
+        then, now = learning_rate(before, step), learning_rate(train, step)
+        if then != now:
+            raise RunError(
+                f"{path} was saved by a run of {before.steps} train.steps with the schedule '{train.schedule.name}'; "
+                f"with {train.steps}, the learning rate of step {step} would have been {now:.3g}, not {then:.3g}; "
+                "keep train.steps, or start a new run with train.init"
+            )
+
+
+def changed_label(head: str, then: LabelSet, now: LabelSet) -> str:
+    """The first class or keypoint of a head that has another meaning, in words; empty if there is none."""
+    for what, old, new in (("class", then.names, now.names), ("keypoint", then.keypoints, now.keypoints)):
+        for i, (one, other) in enumerate(zip_longest(old, new)):
+            if one != other:
+                was, now_is = ("missing" if name is None else f"'{name}'" for name in (one, other))
+                return f"{what} {i} of head '{head}' was {was} and is now {now_is}"
+    for name, one, other in zip(then.names, then.things, now.things, strict=True):
+        if one != other:
+            kinds = ("a thing", "stuff")
+            return f"class '{name}' of head '{head}' was {kinds[not one]} and is now {kinds[not other]}"
+    return ""
 
 
 def first_difference(then: Any, now: Any, at: tuple[str, ...] = ()) -> tuple[tuple[str, ...], Any, Any] | None:

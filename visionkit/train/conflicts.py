@@ -19,9 +19,9 @@ from visionkit.data.wiring import build_feeds, build_sources, resolve_labels
 from visionkit.errors import RunError, UserError
 from visionkit.model.build import build_model
 from visionkit.model.graph import MultiTaskModel
-from visionkit.model.run import RunFolder, load_state, load_weights
+from visionkit.model.run import RunFolder, load_state
 from visionkit.train.balance import Balancer
-from visionkit.train.optim import freeze_parts, initial_weights
+from visionkit.train.optim import freeze_parts, load_initial_weights
 from visionkit.types import MixedBatch
 
 if TYPE_CHECKING:
@@ -150,8 +150,8 @@ def find_conflicts(
     model = build_model(pipeline, plugins, labels)
     if run is not None:
         load_state(model, RunFolder(Path(run)).require().weights(), str(run))
-    elif train.init:
-        load_state(model, load_weights(initial_weights(train.init)), train.init)
+    else:
+        load_initial_weights(model, pipeline)
     freeze_parts(model, pipeline)
     model.to(device).train()
     if train.channels_last:

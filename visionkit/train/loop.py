@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import math
 import os
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +27,18 @@ from visionkit.model import Head, MultiTaskModel
 from visionkit.model.build import build_model, head_class, without_first_weights
 from visionkit.model.run import RunFolder
 from visionkit.results.files import check_output_folder, json_text, write_atomically, write_errors
-from visionkit.train.checkpoint import load_checkpoint
+from visionkit.results.lock import folder_lock
+from visionkit.train.checkpoint import check_continues, load_checkpoint
 from visionkit.train.progress import Averages, MetricsFile, Progress
 from visionkit.train.step import Training
 from visionkit.types import LabelSet
 
 if TYPE_CHECKING:
     from visionkit.plugins import PluginManager
+
+
+LEFTOVERS = (".visionkit-*", ".weights.safetensors.*", "checkpoints/.last.pt.*")
+"""Files of a run folder that were not written to their end."""
 
 
 @dataclasses.dataclass
@@ -70,9 +80,25 @@ def train(
     check_output_folder(Path(out))
     check_arguments(pipeline, plugins)
     fabric = start_processes(pipeline, plugins, accelerator, devices, nodes)
+    with contextlib.ExitStack() as held:
+        problem: str | None = None
+        if fabric.global_rank == 0:
+            try:
+                held.enter_context(folder_lock(Path(out), LEFTOVERS))
+                if not resume:
+                    RunFolder(Path(out)).check_unused()
+            except UserError as error:
+                problem = str(error)
+        if problem := fabric.broadcast(problem):  # no process may wait for one that has given up
+            raise RunError(problem)
+        return _train(pipeline, plugins, fabric, out, resume)
+
+
+def _train(
+    pipeline: Pipeline, plugins: PluginManager, fabric: Fabric, out: str | Path, resume: bool
+) -> dict[str, float]:
+    """What :func:`train` does once all processes run and the folder is this run's."""
     folder = RunFolder(Path(out))
-    if folder.checkpoint_file.exists() and not resume:
-        raise RunError(f"{out} already holds a run: go on with --resume, or choose another --out")
     checkpoint = load_checkpoint(folder.checkpoint_file, pipeline) if resume else None
 
     torch.manual_seed(pipeline.train.seed)
@@ -81,10 +107,13 @@ def train(
         raise pipeline.fail(("sources",), "nothing to train on: no source has a `train` split")
     held_out = build_sources(pipeline, plugins, "val")
     labels = resolve_labels(pipeline, plugins, sources, held_out)
+    if checkpoint is not None:
+        checkpoint.setdefault("labels", {head: label_set.to_dict() for head, label_set in folder.labels().items()})
+        check_continues(checkpoint, labels, pipeline, folder.checkpoint_file)
     first = pipeline if checkpoint is None else without_first_weights(pipeline, plugins)
     model = build_model(first, plugins, labels)
     run = Run(folder, pipeline, model, labels)
-    training = Training(run, plugins, fabric)
+    training = Training(run, plugins, fabric, resumed=resume)
     feeds = build_feeds(pipeline, plugins, sources, labels, training=True)
     check_metrics(model, pipeline, plugins, labels, held_out)
     progress = Progress(pipeline.train.steps, quiet=fabric.global_rank > 0)
@@ -105,6 +134,8 @@ def train(
         training.load(checkpoint)
         progress.say(f"resumed at step {run.step}")
     if fabric.global_rank == 0:
+        if checkpoint is not None and run.step < pipeline.train.steps:
+            folder.remove_results()
         folder.write_description(pipeline, labels)
     log = _Log(run, plugins, progress, resume, first=fabric.global_rank == 0)
     accumulate = pipeline.train.accumulate
@@ -128,7 +159,10 @@ def train(
         torch.manual_seed(pipeline.train.seed + fabric.global_rank)
     every = pipeline.train.checkpoint_every or max(pipeline.train.steps // 10, 1)
     saved = run.step
+    whole = True  # no step has been taken in part
     try:
+        if log.evaluates(run.step) and resume:  # the process may have ended before it did
+            log.metrics(training.evaluate(plugins, held_out))
         while run.step < pipeline.train.steps:
             try:
                 step_batches = [next(batches) for _ in range(accumulate)]
@@ -138,7 +172,10 @@ def train(
                     training.save()
                     progress.say(f"stopped at step {run.step}; go on with --resume")
                 raise
-            rate = training.step(step_batches, log.averages)
+            whole = False
+            with interrupts_after():
+                rate = training.step(step_batches, log.averages)
+                whole = True
             last = run.step == pipeline.train.steps
             if run.step % pipeline.train.log_every == 0 or last:
                 log.step(rate)
@@ -146,11 +183,12 @@ def train(
                 training.save()
                 saved = run.step
                 plugins.hook.visionkit_checkpoint_saved(run=run, step=run.step, path=folder.checkpoint_file)
-            if pipeline.evaluate.every and run.step % pipeline.evaluate.every == 0 and not last:
+            if log.evaluates(run.step):
                 log.metrics(training.evaluate(plugins, held_out))
     except KeyboardInterrupt:
-        training.save()
-        progress.say(f"interrupted at step {run.step}; go on with --resume")
+        if whole:
+            training.save()
+            progress.say(f"interrupted at step {run.step}; go on with --resume")
         raise
     finally:
         progress.close()
@@ -160,7 +198,7 @@ def train(
     if fabric.global_rank == 0:
         with training.averaged():
             folder.write_weights(model.state_dict())
-    metrics = training.evaluate(plugins, held_out, write=True, on_metrics=log.metrics)
+    metrics = training.evaluate(plugins, held_out, write=True, on_metrics=functools.partial(log.metrics, final=True))
     log.close()
     return metrics
 
@@ -195,6 +233,29 @@ def start_processes(
     return fabric
 
 
+@contextlib.contextmanager
+def interrupts_after() -> Iterator[None]:
+    """Let a first Ctrl-C wait until the block is done, so that no step is taken in part; a second one does not wait."""
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or usual is not signal.default_int_handler:
+        yield
+        return
+    pressed: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    if pressed:
+        raise KeyboardInterrupt
+
+
 class _Log:
     """Everything that is told of a run: screen, ``metrics.jsonl``, ``metrics.json``, TensorBoard, plugins.
 
@@ -204,7 +265,9 @@ class _Log:
     def __init__(self, run: Run, plugins: PluginManager, progress: Progress, resume: bool, *, first: bool) -> None:
         self.run, self.plugins, self.progress = run, plugins, progress
         self.averages = Averages()
-        self.file = MetricsFile(run.folder.path / "metrics.jsonl", run.step if resume else None) if first else None
+        again = run.step == run.pipeline.train.steps or self.evaluates(run.step)
+        path, resumed_at = run.folder.path / "metrics.jsonl", run.step if resume else None
+        self.file = MetricsFile(path, resumed_at, evaluated_again=again) if first else None
         self.board = _tensorboard(run) if first and run.pipeline.train.tensorboard else None
 
     def step(self, rate: float) -> None:
@@ -216,11 +279,18 @@ class _Log:
         self._plot("train", {**losses, "lr": rate, "images_per_s": speed})
         self.plugins.hook.visionkit_step_done(run=self.run, step=step, losses=losses)
 
-    def metrics(self, metrics: dict[str, float]) -> None:
+    def evaluates(self, step: int) -> bool:
+        """Whether the run is evaluated after a step that is not its last."""
+        every = self.run.pipeline.evaluate.every
+        return bool(every) and 0 < step < self.run.pipeline.train.steps and step % (every or 1) == 0
+
+    def metrics(self, metrics: dict[str, float], *, final: bool = False) -> None:
+        """``final``: they belong to the weights that the run leaves behind, beside which they are written."""
         step = self.run.step
         if self.file:
             self.file.write(step=step, metrics=metrics)
-            write_atomically(self.run.folder.path / "metrics.json", json_text(metrics, indent=1))
+            if final:
+                write_atomically(self.run.folder.metrics_file, json_text(metrics, indent=1))
         self._plot("val", metrics)
         self.plugins.hook.visionkit_evaluated(run=self.run, step=step, metrics=metrics)
 
@@ -240,12 +310,18 @@ class _Log:
 
 
 def _tensorboard(run: Run) -> Any:
+    writer = tensorboard_writer(run.pipeline)
+    with write_errors(run.folder.path / "tensorboard"):
+        return writer(run.folder.path / "tensorboard")
+
+
+def tensorboard_writer(pipeline: Pipeline) -> Any:
+    """The class that writes for TensorBoard. Raises ``PipelineError`` where it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise run.pipeline.fail(
+        raise pipeline.fail(
             ("train", "tensorboard"),
             "TensorBoard is not installed: pip install 'visionkit[tensorboard]', or tensorboard: false",
         ) from None
-    with write_errors(run.folder.path / "tensorboard"):
-        return SummaryWriter(run.folder.path / "tensorboard")  # type: ignore[no-untyped-call]
+    return SummaryWriter

@@ -13,16 +13,26 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
 from visionkit.config import OptimizerConfig, Pipeline, TrainConfig
+from visionkit.errors import RunError
 from visionkit.model.frozen import longest_prefix, part_names
 from visionkit.model.graph import MultiTaskModel
-from visionkit.model.run import RunFolder
+from visionkit.model.run import load_state, starting_weights
 from visionkit.plugins import did_you_mean
 
 
-def initial_weights(init: str) -> Path:
-    """The weights file that ``train.init`` names: itself, or that of a run folder."""
-    path = Path(init)
-    return RunFolder(path).weights_file if path.is_dir() else path
+def load_initial_weights(model: MultiTaskModel, pipeline: Pipeline) -> None:
+    """Load what ``train.init`` names, if it does: a run folder, a checkpoint or a safetensors file.
+
+    Raises:
+        UserError: there is no such file, or it does not fit the model.
+    """
+    init = pipeline.train.init
+    if init is None:
+        return
+    try:
+        load_state(model, starting_weights(Path(init)), init)
+    except RunError as error:
+        raise pipeline.fail(("train", "init"), f"train.init: {error}") from None
 
 
 def freeze_parts(model: MultiTaskModel, pipeline: Pipeline) -> None:

@@ -53,14 +53,17 @@ class Averages:
 class MetricsFile:
     """``metrics.jsonl``: one JSON object a line, appended as the run goes on.
 
-    On resume, lines after the checkpoint's step are dropped, so that no step stands there twice.
+    On resume, lines after the checkpoint's step are dropped, so that no step stands there twice; with
+    ``evaluated_again``, the metrics of that step too.
     """
 
-    def __init__(self, path: Path, resumed_at: int | None) -> None:
+    def __init__(self, path: Path, resumed_at: int | None, *, evaluated_again: bool = False) -> None:
         if resumed_at is None:
             write_atomically(path, "")
         elif path.exists():
             lines = [line for line in path.read_text().splitlines() if _step(line) <= resumed_at]
+            if evaluated_again:
+                lines = [line for line in lines if _step(line) < resumed_at or "metrics" not in json.loads(line)]
             write_atomically(path, "".join(line + "\n" for line in lines))
         with write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)

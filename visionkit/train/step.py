@@ -20,15 +20,15 @@ from visionkit.errors import RunError
 from visionkit.evaluate.over_time import pictures_over_time
 from visionkit.evaluate.runner import evaluate_model
 from visionkit.model.graph import Branches, Counts, Losses, Step
-from visionkit.model.run import load_state, load_weights
+from visionkit.model.run import load_state
 from visionkit.train.balance import Balancer, gradients_at, gramian
 from visionkit.train.checkpoint import rng_state, save_checkpoint, set_rng_state
 from visionkit.train.optim import (
     MovingAverage,
     build_optimizers,
     freeze_parts,
-    initial_weights,
     learning_rate,
+    load_initial_weights,
     norms_of_phases,
     phases_of,
 )
@@ -50,14 +50,14 @@ SMALLEST_SCALE = 2.0**-14
 class Training:
     """Model, optimisers, balancer and average of one process, and the step that moves them."""
 
-    def __init__(self, run: Run, plugins: PluginManager, fabric: Fabric) -> None:
+    def __init__(self, run: Run, plugins: PluginManager, fabric: Fabric, *, resumed: bool = False) -> None:
         self.run, self.fabric = run, fabric
         pipeline = run.pipeline
         model, train = run.model, pipeline.train
         if train.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if train.init:
-            load_state(model, load_weights(initial_weights(train.init)), train.init)
+        if not resumed:
+            load_initial_weights(model, pipeline)
         freeze_parts(model, pipeline)
         heads = model.loss_names()
         self.balancer: Balancer = build_component(plugins, "balancer", train.balancer, pipeline, heads)
@@ -353,6 +353,7 @@ class Training:
                 self.run.folder.checkpoint_file,
                 {
                     "pipeline": self.run.pipeline.to_yaml(),
+                    "labels": {head: labels.to_dict() for head, labels in self.run.labels.items()},
                     "step": self.run.step,
                     "model": self.run.model.state_dict(),
                     "optimizers": {phase: o.state_dict() for phase, o in self.optimizers.items()},
