@@ -214,7 +214,9 @@ class Training:
             for parameter in self.balancer.parameters():
                 if parameter.grad is not None:
                     parameter.grad = self.balancer.mean(parameter.grad)
-        self._check_finite(losses, self._clip(optimizer), steps)
+        norm = self._norm(optimizer)
+        self._check_finite(losses, norm, steps)
+        self._clip(optimizer, norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if self._scaler is not None and self._scaler.get_scale() < SMALLEST_SCALE:
@@ -239,20 +241,21 @@ class Training:
             for norm, momentum in zip(norms, momenta):
                 norm.momentum = momentum
 
-    def _clip(self, optimizer: Any) -> Tensor | None:
-        """Clip the gradient, if the pipeline says so, and return its norm; ``None`` if it is scaled, because the scaler
-        leaves out a step that overflows, and scales less."""
-        train = self.run.pipeline.train
-        norm = None
-        if train.clip is not None:
-            norm = self.fabric.clip_gradients(self.module, optimizer, max_norm=train.clip, error_if_nonfinite=False)
+    def _norm(self, optimizer: Any) -> Tensor | None:
+        """The norm of the gradient; ``None`` if it is scaled, because the scaler leaves out a step that overflows, and
+        scales less."""
         if self._scaler is not None:
             return None
+        return torch.nn.utils.get_total_norm([p.grad for p in _with_gradient(optimizer) if p.grad is not None])
+
+    def _clip(self, optimizer: Any, norm: Tensor | None) -> None:
+        limit = self.run.pipeline.train.clip
+        if limit is None:
+            return
         if norm is None:
-            norm = torch.nn.utils.get_total_norm(
-                [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            )
-        return norm
+            self.fabric.clip_gradients(self.module, optimizer, max_norm=limit, error_if_nonfinite=False)
+        else:
+            torch.nn.utils.clip_grads_with_norm_(_with_gradient(optimizer), limit, norm)
 
     def _check_finite(self, losses: Losses, norm: Tensor | None, steps: list[Step]) -> None:
         """Nothing but finite numbers may reach the optimizer.
@@ -420,3 +423,8 @@ class Training:
 def _detached(outputs: dict[str, Any]) -> dict[str, Any]:
     """Outputs cut from their graph, for the phases after the first."""
     return {name: map_tensors(output, torch.Tensor.detach) for name, output in outputs.items()}
+
+
+def _with_gradient(optimizer: Any) -> list[torch.nn.Parameter]:
+    """The parameters of an optimizer that have a gradient."""
+    return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
