@@ -14,10 +14,16 @@ def visionkit_components() -> Iterable[Component]:
             "head", "retinanet", "visionkit_dense_detection.retinanet:RetinaNet", "boxes at every anchor (RetinaNet)"
         ),
         Component(
-            "importer", "torchvision/retinanet_resnet50_fpn", f"{weights}:RetinaNetV1", "COCO, 91 classes, boxes"
+            "importer",
+            "torchvision/retinanet_resnet50_fpn",
+            f"{weights}:TorchvisionRetinaNet",
+            "COCO, 91 classes, boxes",
         ),
         Component(
-            "importer", "torchvision/retinanet_resnet50_fpn_v2", f"{weights}:RetinaNetV2", "COCO, 91 classes, boxes"
+            "importer",
+            "torchvision/retinanet_resnet50_fpn_v2",
+            f"{weights}:TorchvisionRetinaNet",
+            "COCO, 91 classes, boxes",
         ),
         Component(
             "importer",
@@ -28,7 +34,7 @@ def visionkit_components() -> Iterable[Component]:
         Component(
             "importer",
             "detectron2/retinanet_R_101_FPN_3x",
-            f"{weights}:Detectron2RetinaNet101",
+            f"{weights}:Detectron2RetinaNet",
             "COCO, 80 classes, boxes",
         ),
     ]

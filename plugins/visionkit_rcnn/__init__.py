@@ -8,18 +8,18 @@ TORCHVISION = {
     "fasterrcnn_resnet50_fpn": ("FasterRCNN", "COCO, 91 classes, boxes"),
     "maskrcnn_resnet50_fpn": ("MaskRCNN", "COCO, 91 classes, boxes, masks"),
     "keypointrcnn_resnet50_fpn": ("KeypointRCNN", "COCO persons, boxes, 17 keypoints"),
-    "fasterrcnn_resnet50_fpn_v2": ("FasterRCNNV2", "COCO, 91 classes, boxes; batch norm throughout"),
-    "maskrcnn_resnet50_fpn_v2": ("MaskRCNNV2", "COCO, 91 classes, boxes, masks; batch norm throughout"),
+    "fasterrcnn_resnet50_fpn_v2": ("FasterRCNN", "COCO, 91 classes, boxes; batch norm throughout"),
+    "maskrcnn_resnet50_fpn_v2": ("MaskRCNN", "COCO, 91 classes, boxes, masks; batch norm throughout"),
 }
 DETECTRON2 = {
     "faster_rcnn_R_50_FPN_3x": ("FasterRCNN", "COCO, 80 classes, boxes"),
-    "faster_rcnn_R_101_FPN_3x": ("FasterRCNN101", "COCO, 80 classes, boxes"),
+    "faster_rcnn_R_101_FPN_3x": ("FasterRCNN", "COCO, 80 classes, boxes"),
     "mask_rcnn_R_50_FPN_3x": ("MaskRCNN", "COCO, 80 classes, boxes, masks"),
-    "mask_rcnn_R_101_FPN_3x": ("MaskRCNN101", "COCO, 80 classes, boxes, masks"),
+    "mask_rcnn_R_101_FPN_3x": ("MaskRCNN", "COCO, 80 classes, boxes, masks"),
     "keypoint_rcnn_R_50_FPN_3x": ("KeypointRCNN", "COCO persons, boxes, 17 keypoints"),
-    "keypoint_rcnn_R_101_FPN_3x": ("KeypointRCNN101", "COCO persons, boxes, 17 keypoints"),
+    "keypoint_rcnn_R_101_FPN_3x": ("KeypointRCNN", "COCO persons, boxes, 17 keypoints"),
     "panoptic_fpn_R_50_3x": ("PanopticFPN", "COCO, 80 classes of things, 53 of stuff"),
-    "panoptic_fpn_R_101_3x": ("PanopticFPN101", "COCO, 80 classes of things, 53 of stuff"),
+    "panoptic_fpn_R_101_3x": ("PanopticFPN", "COCO, 80 classes of things, 53 of stuff"),
 }
 
 

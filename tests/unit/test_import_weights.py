@@ -119,7 +119,9 @@ def test_imported_run_finds_what_torchvision_finds(name: str, parameters: int, t
 
 def test_boxes_alone_have_as_many_parameters_as_torchvision() -> None:
     with torch.device("meta"):
-        model = build_model(parse_pipeline(FasterRCNN.pipeline, "boxes"), PluginManager(), FasterRCNN.labels)
+        theirs = detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+        text, labels = FasterRCNN().describe(theirs.state_dict())
+        model = build_model(parse_pipeline(text, "boxes"), PluginManager(), labels)
     assert sum(p.numel() for p in model.parameters()) == 41_755_286
 
 
@@ -155,12 +157,12 @@ def published_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_published_files_have_other_names_and_batch_norms_without_epsilon() -> None:
     with torch.device("meta"):
         new = detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict()
-    new = {name: torch.rand(1) for name in new}
+    new = {name: torch.rand(tensor.shape) if tensor.ndim < 2 else tensor for name, tensor in new.items()}
     importer = MaskRCNN()
     theirs, ours = importer.convert(published_names(new)), importer.convert(new)
     assert theirs.keys() == ours.keys()
     assert "heads.masks.conv.3.conv.bias" in ours
-    assert all(torch.equal(theirs[k], ours[k]) for k in ours if not k.startswith("backbone"))
+    assert all(torch.equal(theirs[k], ours[k]) for k in ours if ours[k].ndim < 2 and not k.startswith("backbone"))
 
     torch.manual_seed(0)
     state = {
@@ -185,15 +187,21 @@ def boxes_state() -> dict[str, Tensor]:
 def test_wrong_tensors_are_named(boxes_state: dict[str, Tensor], tmp_path: Path) -> None:
     file, plugins = tmp_path / "weights.safetensors", PluginManager()
     state = {**boxes_state, "rpn.head.cls_logits.bias": torch.zeros(4)}
-    del state["roi_heads.box_head.fc7.weight"]
+    del state["rpn.head.bbox_pred.bias"]
     save_file(state, file)
     with pytest.raises(UserError) as error:
         import_model(FasterRCNN(), file, plugins)
     message = str(error.value)
     assert str(file) in message
-    assert "heads.boxes.branch.fc.1.weight is missing" in message
+    assert "heads.boxes.rpn.deltas.bias is missing" in message
     assert "heads.boxes.rpn.objectness.bias has shape (4,), not (3,)" in message
 
+    del boxes_state["roi_heads.box_head.fc7.weight"]
+    save_file(boxes_state, file)
+    with pytest.raises(UserError, match=r"fc7\.weight is missing; its tensors are called "):
+        import_model(FasterRCNN(), file, plugins)
+
+    boxes_state["roi_heads.box_head.fc7.weight"] = torch.zeros(1024, 1024)
     save_file({**boxes_state, "roi_heads.mask_head.0.0.weight": torch.zeros(1)}, file)
     with pytest.raises(UserError, match=r"another model: roi_heads\.mask_head\.0\.0\.weight"):
         import_model(FasterRCNN(), file, plugins)

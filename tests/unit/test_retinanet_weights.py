@@ -23,6 +23,7 @@ from visionkit.data.coco_classes import COCO_OBJECTS
 from visionkit.data.loader import collate
 from visionkit.data.transforms import Normalize, Resize
 from visionkit.model.build import build_model
+from visionkit.model.detectron2 import ratios_first
 from visionkit.model.importing import Importer
 from visionkit.model.run import LoadedRun, load_model
 from visionkit.plugins import PluginManager
@@ -30,10 +31,7 @@ from visionkit.types import BoxPrediction, ImageInfo, InstanceTarget, MixedBatch
 from visionkit_dense_detection.retinanet_weights import (
     COCO_OBJECTS_91,
     Detectron2RetinaNet,
-    Detectron2RetinaNet101,
-    RetinaNetV1,
-    RetinaNetV2,
-    ratios_first,
+    TorchvisionRetinaNet,
 )
 
 NAMES = ["retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2"]
@@ -127,25 +125,42 @@ def gradient(model: Any, loss: Any, layer: str) -> Tensor:
     return model.get_submodule(layer).weight.grad
 
 
+def detectron2_state(depth: int) -> dict[str, Tensor]:
+    """Names and shapes of detectron2's model on the meta device; the deeper one has more blocks in the fourth stage."""
+    entries = json.loads((FIXTURE / "keys.json").read_text())
+    state = {entry["name"]: torch.empty(entry["shape"], device="meta") for entry in entries}
+    for i in range(6, {50: 6, 101: 23}[depth]):
+        state |= {k.replace(".res4.5.", f".res4.{i}."): v for k, v in state.items() if ".res4.5." in k}
+    return state
+
+
+def torchvision_state(version: str, p6_inputs: int = 256) -> dict[str, Tensor]:
+    """Names and shapes of torchvision's model on the meta device."""
+    with torch.device("meta"):
+        state = getattr(detection, f"retinanet_resnet50_fpn{version}")(weights=None, weights_backbone=None).state_dict()
+        if not version:
+            state["backbone.fpn.extra_blocks.p6.weight"] = torch.empty(256, p6_inputs, 3, 3)
+    return state
+
+
 @pytest.mark.parametrize(
-    ("importer", "options", "whole", "head"),
+    ("importer", "state", "whole", "head"),
     [
-        (RetinaNetV1, {}, 34_014_999, 6_691_415),
-        (RetinaNetV1, {"conv_p5": "conv_c5"}, 38_143_767, 6_691_415),
-        (RetinaNetV2, {}, 38_198_935, 6_693_463),
-        (Detectron2RetinaNet, {}, 37_915_572, 6_463_220),
-        (Detectron2RetinaNet101, {}, 37_915_572 + 42_394_816 - 23_454_912, 6_463_220),
+        (TorchvisionRetinaNet(), torchvision_state(""), 34_014_999, 6_691_415),
+        (TorchvisionRetinaNet(), torchvision_state("", 2048), 38_143_767, 6_691_415),
+        (TorchvisionRetinaNet(), torchvision_state("_v2"), 38_198_935, 6_693_463),
+        (Detectron2RetinaNet(), detectron2_state(50), 37_915_572, 6_463_220),
+        (Detectron2RetinaNet(), detectron2_state(101), 37_915_572 + 42_394_816 - 23_454_912, 6_463_220),
     ],
 )
-def test_parameter_counts(importer: type[Importer], options: dict[str, str], whole: int, head: int) -> None:
-    text = importer.pipeline
-    for old, new in options.items():
-        assert old in text
-        text = text.replace(old, new)
+def test_parameter_counts(importer: Importer, state: dict[str, Tensor], whole: int, head: int) -> None:
+    text, labels = importer.describe(state)
     with torch.device("meta"):
-        model = build_model(parse_pipeline(text, "counts"), PluginManager(), importer.labels)
+        model = build_model(parse_pipeline(text, "counts"), PluginManager(), labels)
     assert sum(p.numel() for p in model.parameters()) == whole
     assert sum(p.numel() for p in model.heads.parameters()) == head
+    converted = importer.convert(state)
+    assert {k: v.shape for k, v in converted.items()} == {k: v.shape for k, v in model.state_dict().items()}
 
 
 def test_the_shipped_pipeline_has_detectron2s_size() -> None:
@@ -161,19 +176,20 @@ def test_torchvision_counts_the_same() -> None:
 
 
 def test_published_files_have_other_names_and_batch_norms_without_epsilon() -> None:
-    with torch.device("meta"):
-        theirs = detection.retinanet_resnet50_fpn(weights=None, weights_backbone=None)
-    new = {name: torch.rand(1) for name in theirs.state_dict()}
+    new = {
+        name: torch.rand(tensor.shape) if tensor.ndim < 2 else tensor for name, tensor in torchvision_state("").items()
+    }
     old = {}
     for name, tensor in new.items():
         for i in range(4):
             name = name.replace(f"_blocks.{i}.0.", f"_blocks.{i}.").replace(f".conv.{i}.0.", f".conv.{2 * i}.")
         if not name.endswith("num_batches_tracked"):
             old[name] = tensor
-    theirs_now, theirs_then = RetinaNetV1().convert(new), RetinaNetV1().convert(old)
+    theirs_now, theirs_then = TorchvisionRetinaNet().convert(new), TorchvisionRetinaNet().convert(old)
     assert theirs_now.keys() == theirs_then.keys()
     assert "heads.boxes.class_tower.conv.3.conv.bias" in theirs_now
-    changed = {k for k in theirs_now if not torch.equal(theirs_now[k], theirs_then[k])}
+    small = [k for k, tensor in theirs_now.items() if tensor.ndim < 2]
+    changed = {k for k in small if not torch.equal(theirs_now[k], theirs_then[k])}
     norms = {k.removesuffix("running_var") for k in theirs_now if k.endswith("running_var")}
     assert changed == {f"{norm}weight" for norm in norms}
 
@@ -192,18 +208,6 @@ def test_anchors_of_a_cell_change_their_order() -> None:
 
 
 # -- detectron2
-
-
-def test_a_deeper_backbone_has_more_blocks_of_the_same_names() -> None:
-    names = [entry["name"] for entry in json.loads((FIXTURE / "keys.json").read_text())]
-    block = [name for name in names if ".res4.5." in name]
-    names += [name.replace(".res4.5.", f".res4.{i}.") for name in block for i in range(6, 23)]
-    state = {name: torch.zeros(9) for name in names}
-    with torch.device("meta"):
-        pipeline = parse_pipeline(Detectron2RetinaNet101.pipeline, "deeper")
-        model = build_model(pipeline, PluginManager(), Detectron2RetinaNet101.labels)
-    state["backbone.bottom_up.stem.conv1.weight"] = torch.zeros(64, 3, 7, 7)
-    assert Detectron2RetinaNet101().convert(state).keys() == model.state_dict().keys()
 
 
 @pytest.fixture(scope="module")

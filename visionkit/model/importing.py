@@ -158,6 +158,33 @@ def given(value: Any, key: str, choices: str) -> Any:
     return value
 
 
+def anchor_keys(
+    per_cell: int,
+    levels: int,
+    sizes: Sequence[Sequence[float]] | None,
+    ratios: Sequence[float] | None,
+    usual: tuple[Sequence[Sequence[float]], Sequence[float]],
+) -> dict[str, Any]:
+    """The keys of a head for its anchors, which the weights count, but do not tell.
+
+    Args:
+        per_cell: anchors at each cell.
+        levels: that have anchors.
+        sizes, ratios: what was given, or ``None`` for the usual ones.
+        usual: sizes and ratios of the published models.
+
+    Raises:
+        UserError: as many sizes and ratios are not given.
+    """
+    wide, shapes = usual[0] if sizes is None else sizes, usual[1] if ratios is None else ratios
+    if len(wide) != levels or any(len(of_level) * len(shapes) != per_cell for of_level in wide):
+        raise UserError(
+            f"the weights have {per_cell} anchors at each cell of {levels} levels: add --set anchor_sizes=[[...], ...] "
+            "with the sizes of each level, and --set anchor_ratios=[...] (height / width)"
+        )
+    return {"anchor_sizes": [list(of_level) for of_level in wide], "anchor_ratios": list(shapes)}
+
+
 def read_state(path: Path, wanted: Collection[str] = ()) -> dict[str, Tensor]:
     """The state dict in a file of weights; see :func:`~visionkit.model.weights.read_tensors`.
 

@@ -56,16 +56,24 @@ def resnet_section(
     width, per_group = shape_of(state, f"{firsts[0]}{convs[1]}.weight")[:2]
     groups = width // per_group if bottleneck else 1
     base = per_group * 64 // channels[0] if bottleneck else 64
-    model = _KNOWN.get((bottleneck, layers, groups, base))
+    model = next(
+        (
+            name
+            for (kind, blocks_of, *widths), name in _KNOWN.items()
+            if kind == bottleneck and blocks_of[: len(layers)] == layers and widths == [groups, base]
+        ),
+        None,
+    )
+    missing = 4 - len(layers)  # stages that nothing reads are not in every file
     options: dict[str, Any] = {}
     if model is None:
         model = "resnet50" if bottleneck else "resnet18"
-        options["layers"] = list(layers)
+        options["layers"] = [*layers, *[1] * missing]
         if groups > 1 or base != 64:
             options |= {"cardinality": groups, "base_width": base}
     usual = [64, 128, 256, 512]
     if channels != usual[: len(channels)]:
-        options["channels"] = channels
+        options["channels"] = channels + [channels[-1]] * missing
     return {"model": model, **({"options": options} if options else {})}
 
 
