@@ -12,6 +12,7 @@ from visionkit.errors import UserError
 from visionkit.layers.keypoint_maps import Decoding, Encoding, keypoint_maps, keypoint_peaks, mirrored_maps
 from visionkit.numbers import Count, FractionBelowOne, OnlyWith, Positive, PositiveFloat, Widths
 from visionkit.types import Batch, Features, FeatureSpec, LabelSet, Mean
+from visionkit.types.device import constant
 from visionkit_keypoints.crops import CropHead, PoolOptions
 from visionkit_keypoints.persons import Learnt
 
@@ -101,7 +102,7 @@ class KeypointHeatmap(CropHead):
         if (seen := made[0].shape[1]) != (count := len(self.labels.keypoints)):
             raise UserError(f"last: false makes heatmaps of {seen} channels for {count} keypoints; the features must "
                             "have one for each")  # fmt: skip
-        cells = learnt.keypoints.new_tensor((width, height))
+        cells = constant((width, height), learnt.keypoints)
         if whole:  # without the padding
             cells = (learnt.boxes[:, None, 2:] - learnt.boxes[:, None, :2]) / self.stride
         keypoints = torch.cat((learnt.keypoints[..., :2] * cells, learnt.keypoints[..., 2:]), -1)
@@ -129,7 +130,7 @@ class KeypointHeatmap(CropHead):
 
     def in_boxes(self, made: Tensor) -> tuple[Tensor, Tensor]:
         points, scores = keypoint_peaks(made, self.decoding, self.sigma)
-        return points / made.new_tensor((made.shape[3], made.shape[2])), scores.clamp(0, 1)
+        return points / constant((made.shape[3], made.shape[2]), made), scores.clamp(0, 1)
 
 
 def tower(inputs: int, deconvs: Sequence[int], outputs: int, last: bool) -> nn.Sequential:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from visionkit.types import Batch, Detections, ImageInfo, InstanceTarget, KeypointPrediction, LabelSet, RegionOutput
+from visionkit.types.device import constant, true_rows
+from visionkit.types.outputs import samples_on
 
 
 @dataclass(frozen=True)
@@ -36,30 +38,33 @@ class RatedKeypoints(KeypointPrediction):
 
 def whole_images(info: Sequence[ImageInfo], like: Tensor) -> Tensor:
     """Boxes (B, 4) around all that is image, without the padding."""
-    return torch.tensor([(0.0, 0.0, i.size[1], i.size[0]) for i in info], dtype=torch.float32, device=like.device)
+    return constant([(0.0, 0.0, i.size[1], i.size[0]) for i in info], like, torch.float32)
 
 
 def in_whole_images(batch: Batch[InstanceTarget], keypoints: int) -> Learnt:
     """The object that each image shows: of several with labelled keypoints, the largest."""
+    candidates = [(row, t, t.keypoints) for row, t in enumerate(batch.targets) if t.keypoints is not None]
+    labelled = [~t.crowd & (points[..., 2] > 0).any(1) for _, t, points in candidates]
     rows, found = [], []
-    for row, target in enumerate(batch.targets):
-        if target.keypoints is not None:
-            labelled = torch.where(target.crowd, 0, (target.keypoints[..., 2] > 0).sum(1)) > 0
-            if bool(labelled.any()):
-                rows.append(row)
-                found.append(target.keypoints[torch.where(labelled, target.areas, -1.0).argmax()])
+    for (row, target, points), own, index in zip(candidates, labelled, true_rows(labelled)):
+        if len(index):
+            rows.append(row)
+            found.append(points[torch.where(own, target.areas, -1.0).argmax()[None]])
     boxes = whole_images([batch.info[row] for row in rows], batch.images).reshape(-1, 4)
-    points = torch.stack(found) if found else batch.images.new_zeros(0, keypoints, 3)
-    return Learnt(torch.tensor(rows, dtype=torch.int64, device=boxes.device), boxes, shares(points.float(), boxes))
+    points = torch.cat(found) if found else batch.images.new_zeros(0, keypoints, 3)
+    return Learnt(constant(rows, boxes, torch.int64), boxes, shares(points.float(), boxes))
 
 
 def in_regions(regions: RegionOutput, batch: Batch[InstanceTarget], keypoints: int, padding: float) -> Learnt:
     """The regions to learn from that lie on an object of which any keypoint is labelled."""
     rows, boxes, found = [], [], []
-    for row, (sample, target) in enumerate(zip(regions.samples(batch.targets), batch.targets)):
+    labelled = [
+        torch.zeros_like(t.crowd) if t.keypoints is None else (t.keypoints[..., 2] > 0).any(1) for t in batch.targets
+    ]
+    samples = samples_on(regions.samples(batch.targets), labelled)
+    for row, (mine, target) in enumerate(zip(samples, batch.targets)):
         if target.keypoints is None:
             continue
-        mine = sample.on((target.keypoints[..., 2] > 0).any(1))
         rows.append(torch.full_like(mine.matched, row))
         boxes.append(padded(mine.boxes, padding))
         found.append(target.keypoints[mine.matched])
@@ -105,9 +110,9 @@ def of_crops(batch: Batch, points: Tensor, scores: Tensor, labels: LabelSet, flo
     for row, info in enumerate(batch.info):
         box, label, score = info.boxes_to_original(whole[row : row + 1]), 0, 1.0
         if info.crop is not None:
-            box, score = box.new_tensor([info.crop.box]), info.crop.score
+            box, score = constant([info.crop.box], box), info.crop.score
             label = labels.names.index(info.crop.name) if info.crop.name in labels.names else 0
-        found = Detections(box, box.new_tensor([score]), torch.tensor([label], device=box.device))
+        found = Detections(box, box.new_full((1,), score), torch.full((1,), label, device=box.device))
         made.append(prediction(info, found, box, points[row : row + 1], scores[row : row + 1], floor))
     return made
 

@@ -100,7 +100,9 @@ class KeypointRegression(CropHead):
 
     def values(self, mean: Tensor) -> Tensor:
         """(n, K, 2 or 4) from the mean features (n, C) of what is looked at."""
-        return self.last(mean.to(self.last.weight.dtype)).float().unflatten(1, (-1, self.each))
+        # Shares of an image that are rounded to half precision are pixels off, so mixed precision ends here.
+        with torch.autocast(mean.device.type, enabled=False):
+            return self.last(mean.to(self.last.weight.dtype)).float().unflatten(1, (-1, self.each))
 
     def loss(self, made: Sequence[Tensor], learnt: Learnt, *, whole: bool) -> dict[str, Mean]:
         """The mean over the coordinates of labelled keypoints."""

@@ -123,7 +123,8 @@ def gram(features: Tensor) -> Tensor:
     They do not know where something is, only what goes with what.
     """
     flat = features.float().flatten(2)
-    return flat @ flat.transpose(1, 2) / flat[0].numel()
+    with torch.autocast(flat.device.type, enabled=False):  # sums of this size overflow in half precision
+        return flat @ flat.transpose(1, 2) / flat[0].numel()
 
 
 def content_cost(made: Tensor, seen: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from visionkit.types.device import constant, on_host
+
 
 class PicturePool(nn.Module):
     """What a generator has made of late. All of it is buffers, so a run that is resumed goes on with the same pool.
@@ -35,28 +37,32 @@ class PicturePool(nn.Module):
         Until the pool is full, a picture is kept and comes back. Then, half of the time, it takes the place of one that
         is kept, which comes back instead; else it comes back and is not kept.
         """
-        out = []
+        count, sizes = on_host((self.count, self.sizes))
+        filled, kept_sizes, out = int(count), sizes.tolist(), []
         for picture in pictures:
-            if int(self.count) < self.capacity:
-                self._keep(int(self.count), picture)
-                self.count += 1
+            if filled < self.capacity:
+                kept_sizes[filled] = self._keep(filled, picture)
+                filled += 1
                 out.append(picture)
             elif self.capacity and float(torch.rand(())) < 0.5:
                 place = int(torch.randint(self.capacity, ()))
-                out.append(self._kept(place).to(picture))
-                self._keep(place, picture)
+                out.append(self._kept(place, kept_sizes[place]).to(picture))
+                kept_sizes[place] = self._keep(place, picture)
             else:
                 out.append(picture)
+        self.count.fill_(filled)
+        self.sizes.copy_(constant(kept_sizes, self.sizes).view_as(self.sizes))
         return out
 
-    def _keep(self, place: int, picture: Tensor) -> None:
+    def _keep(self, place: int, picture: Tensor) -> list[int]:
+        """Keeps a picture and returns the height and width of what is kept."""
         height, width = (min(side, self.side) for side in picture.shape[1:])
         top, left = (int(torch.randint(side - kept + 1, ())) if side > kept else 0
                      for side, kept in zip(picture.shape[1:], (height, width)))  # fmt: skip
         part = picture[:, top : top + height, left : left + width].float()
         self.pictures[place, :, :height, :width] = ((part + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        self.sizes[place] = torch.tensor((height, width))
+        return [height, width]
 
-    def _kept(self, place: int) -> Tensor:
-        height, width = self.sizes[place].tolist()
+    def _kept(self, place: int, size: list[int]) -> Tensor:
+        height, width = size
         return self.pictures[place, :, :height, :width].float() / 127.5 - 1.0

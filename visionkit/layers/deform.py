@@ -53,11 +53,14 @@ class DeformConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         said = self.offset(x)
         offsets, mask = said[:, : self.moves], said[:, self.moves :]
-        # Both ways want one type for all, and mixed precision would give them several.
+        # Both ways need one dtype for all arguments, of which mixed precision would make several; and places that are
+        # rounded to half precision are off by cells.
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         with torch.autocast(x.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.to(dtype)
             return deformed_conv(
-                x.float(), offsets.float(), self.weight, self.bias, self.stride, self.padding, self.dilation,
-                mask.float().sigmoid() if mask.shape[1] else None,
+                x.to(dtype), offsets.to(dtype), self.weight.to(dtype), bias, self.stride, self.padding, self.dilation,
+                mask.to(dtype).sigmoid() if mask.shape[1] else None,
             ).to(x.dtype)  # fmt: skip
 
 

@@ -40,13 +40,12 @@ def keypoint_maps(
     height, width = size
     middles = keypoints[..., :2].floor() + 0.5 if encoding == "nearest" else keypoints[..., :2]
     reach = float(int(3 * sigma))
-    ends = keypoints.new_tensor((width, height))
-    on = ((middles + reach > 0) & (middles - reach < ends)).all(-1)
+    on = (middles + reach > 0).all(-1) & (middles[..., 0] - reach < width) & (middles[..., 1] - reach < height)
     weights = (on & (keypoints[..., 2] > 0)).to(keypoints)
     columns = _bell(torch.arange(width, device=keypoints.device) + 0.5 - middles[..., :1], sigma)
     rows = _bell(torch.arange(height, device=keypoints.device) + 0.5 - middles[..., 1:], sigma)
     if encoding == "nearest":
-        foot = _bell(middles.new_tensor(reach), sigma) * 0.999
+        foot = _bell(middles.new_full((), reach), sigma) * 0.999
         columns, rows = columns * (columns >= foot), rows * (rows >= foot)
     return rows[..., :, None] * columns[..., None, :] * weights[..., None, None], weights
 
@@ -70,6 +69,8 @@ def keypoint_peaks(maps: Tensor, decoding: Decoding = "quarter", sigma: float = 
     Returns:
         Points (n, K, 2) of x, y in cells, and the values (n, K) of the highest cells.
     """
+    # In half precision, coordinates are off by pixels, and what is clamped below has no logarithm.
+    maps = maps if maps.dtype == torch.float64 else maps.float()
     width = maps.shape[3]
     values, cell = maps.flatten(2).max(2)
     x, y = cell % width, cell // width
@@ -118,8 +119,9 @@ def smoothed(maps: Tensor, sigma: float) -> Tensor:
     bell = _bell(torch.arange(-reach, reach + 1, device=maps.device, dtype=maps.dtype), sigma)
     kernel = bell / bell.sum()
     flat = maps.flatten(0, 1)[:, None]
-    flat = F.conv2d(flat, kernel[None, None, None, :], padding=(0, reach))
-    return F.conv2d(flat, kernel[None, None, :, None], padding=(reach, 0)).view_as(maps)
+    with torch.autocast(maps.device.type, enabled=False):
+        flat = F.conv2d(flat, kernel[None, None, None, :], padding=(0, reach))
+        return F.conv2d(flat, kernel[None, None, :, None], padding=(reach, 0)).view_as(maps)
 
 
 def mirrored_maps(maps: Tensor, swaps: Sequence[tuple[int, int]]) -> Tensor:

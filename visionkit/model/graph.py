@@ -324,7 +324,7 @@ class MultiTaskModel(nn.Module):
         joined = [self.head(name), *(self.head(other) for other in self.reads[name].values())]
         parts = [p.flatten()[:1].sum() for head in joined for p in head.parameters() if p.requires_grad]
         parts += [features[level][:1, :1, :1, :1].sum() for level in features]
-        zero = torch.stack(parts).sum() * 0.0 if parts else torch.zeros(())
+        zero = torch.stack(parts).sum() * 0.0 if parts else torch.zeros((), device=self.mean.device)
         return dict.fromkeys(names_of_losses(self.head(name), phase), zero)
 
 

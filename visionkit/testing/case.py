@@ -206,7 +206,7 @@ class HeadCase:
 
 def normalised(batch: MixedBatch) -> MixedBatch:
     """By the statistics of the small backbone, as the training loop does it, in the plain memory format."""
-    mean, std = torch.tensor(ToyBackbone.mean), torch.tensor(ToyBackbone.std)
+    mean, std = (torch.tensor(values, device=batch.images.device) for values in (ToyBackbone.mean, ToyBackbone.std))
     return batch.normalised(mean, std, channels_last=False)
 
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Status = Literal["passed", "failed", "skipped", "expected"]
-Check = Callable[[Any], None]
+Check = Callable[[Any], str | None]
+"""Given a case, it raises :class:`Broken` or :class:`NotApplicable`, or returns what it has measured, if anything."""
 
 STYLES: Mapping[Status, str] = {"passed": "green", "failed": "bold red", "skipped": "dim", "expected": "yellow"}
 
@@ -39,7 +40,7 @@ class CheckResult:
     Attributes:
         name: of the check.
         status: ``"expected"``: it failed, as the component says that it does.
-        reason: why it did not pass.
+        reason: why it did not pass, or what was measured by a check that passed.
     """
 
     name: str
@@ -184,7 +185,7 @@ def run_check(check: Check, case: Any, expected: str | None = None) -> CheckResu
     """One check; whatever it raises is its result."""
     name = name_of(check)
     try:
-        check(case)
+        measured = check(case)
     except NotApplicable as error:
         return CheckResult(name, "skipped", str(error))
     except (Broken, UserError) as error:
@@ -192,7 +193,7 @@ def run_check(check: Check, case: Any, expected: str | None = None) -> CheckResu
     except Exception as error:
         status, reason = "failed", explain(error)
     else:
-        status, reason = "passed", ""
+        status, reason = "passed", measured or ""
     if expected is None:
         return CheckResult(name, "failed" if status == "failed" else "passed", reason)
     if status == "failed":

@@ -34,7 +34,8 @@ def rng_state() -> dict[str, Any]:
     name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - the global generator is what transforms use
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        # Of this process's own device only: each of the others belongs to another process.
+        "cuda": torch.cuda.get_rng_state() if _uses_cuda() else None,
         "numpy": [name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached],
         "python": list(random.getstate()[1]),
         "python_gauss": random.getstate()[2],
@@ -44,11 +45,19 @@ def rng_state() -> dict[str, Any]:
 def set_rng_state(state: dict[str, Any]) -> None:
     """Go on drawing where :func:`rng_state` was taken."""
     torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    cuda = state["cuda"]
+    if isinstance(cuda, list):  # earlier versions saved those of all devices
+        cuda = cuda[torch.cuda.current_device()] if _uses_cuda() and len(cuda) > torch.cuda.current_device() else None
+    if cuda is not None and _uses_cuda():
+        torch.cuda.set_rng_state(cuda.cpu())
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
     random.setstate((3, tuple(state["python"]), state["python_gauss"]))
+
+
+def _uses_cuda() -> bool:
+    """Whether this process runs on a CUDA device; to ask one that it doesn't use would take memory there."""
+    return torch.cuda.is_available() and torch.cuda.is_initialized()
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

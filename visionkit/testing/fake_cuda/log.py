@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -44,19 +45,32 @@ class Log:
     synchronizations: list[Synchronization] = field(default_factory=list)
     kernels: int = 0
 
-    def table(self, top: int = 20) -> str:
-        """The places with the most synchronizations, a line each: how many, kind, operator, place."""
+    def places(self, top: int | None = None) -> list[str]:
+        """The places with the most synchronizations: how many, which operator (and kind), and where."""
         places = Counter((s.kind, s.operator, s.where) for s in self.synchronizations)
-        return "\n".join(f"{n:5d} {kind:13s} {what:38s} {where}" for (kind, what, where), n in places.most_common(top))
+        return [f"{n} x {operator} ({kind}) at {where}" for (kind, operator, where), n in places.most_common(top)]
 
 
 def innermost_place() -> str:
     """``file:line function`` of the innermost frame outside of PyTorch and of this package."""
     frame = sys._getframe(1)
     while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith((*_LIBRARIES, _HERE, "<")) and os.path.basename(name) != "contextlib.py":
-            short = os.sep.join(name.split(os.sep)[-3:])
-            return f"{short}:{frame.f_lineno} {frame.f_code.co_name}"
+        if _is_outside(frame.f_code.co_filename):
+            return _place(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
         frame = frame.f_back  # type: ignore[assignment]
     return "unknown"
+
+
+def place_of(error: BaseException) -> str:
+    """Where an error was raised, as :func:`innermost_place` names it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [_place(f.filename, f.lineno or 0, f.name) for f in frames if _is_outside(f.filename)]
+    return outside[-1] if outside else "unknown"
+
+
+def _is_outside(name: str) -> bool:
+    return not name.startswith((*_LIBRARIES, _HERE, "<")) and os.path.basename(name) != "contextlib.py"
+
+
+def _place(name: str, line: int, function: str) -> str:
+    return f"{os.sep.join(name.split(os.sep)[-3:])}:{line} {function}"

@@ -1,6 +1,16 @@
 """What every head promises, in the order in which it is checked."""
 
-from visionkit.testing.heads import declaration, learning, losses, memory, phases, predictions, running, state
+from visionkit.testing.heads import (
+    accelerator,
+    declaration,
+    learning,
+    losses,
+    memory,
+    phases,
+    predictions,
+    running,
+    state,
+)
 
 CHECKS = (
     *declaration.CHECKS,
@@ -11,4 +21,5 @@ CHECKS = (
     *phases.CHECKS,
     *memory.CHECKS,
     *running.CHECKS,
+    *accelerator.CHECKS,
 )
