@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from visionkit.cli.options import JsonFile, Overrides, PipelineName, PluginFiles, read_pipeline, write_text
+from visionkit.cli.options import JsonFile, Overrides, PipelineName, PluginFiles, plugin_manager, write_text
 
 
 def command(
@@ -14,12 +14,18 @@ def command(
     overrides: Overrides = None,
     plugin: PluginFiles = None,
     all_images: Annotated[
-        bool, typer.Option("--all-images", help="Decode every image, not one batch a source.")
+        bool, typer.Option("--all-images", help="Decode every image, not a few of each source.")
+    ] = False,
+    full_batch: Annotated[
+        bool, typer.Option("--full-batch", help="Take a step on whole batches, not on two images of each source.")
     ] = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Build everything, run one batch of each source through every head, and say what would fail."""
-    description, plugins = read_pipeline(pipeline, overrides, plugin)
+    """Dry run: build everything, take one training and one evaluation step, and report all problems."""
+    from visionkit.config import inspect_pipeline
+
+    description, problems = inspect_pipeline(pipeline, overrides or ())
+    plugins = plugin_manager(plugin)
 
     import dataclasses
     import json
@@ -27,11 +33,15 @@ def command(
     from rich.console import Console
     from rich.markup import escape
 
-    from visionkit.train.validate import validate
+    from visionkit.train.validate import Check, validate
 
     console = Console(soft_wrap=True)
     checks = []
-    for check in validate(description, plugins, all_images=all_images):
+    if description is None:
+        results = iter([Check("arguments", False, str(problem)) for problem in problems])
+    else:
+        results = validate(description, plugins, all_images=all_images, full_batch=full_batch, problems=problems)
+    for check in results:
         mark = "[green]ok  [/green]" if check.ok else "[red]FAIL[/red]"
         console.print(f"{mark} {escape(check.what)}: {escape(check.detail)}", highlight=False)
         checks.append(dataclasses.asdict(check))
@@ -40,6 +50,6 @@ def command(
     failed = sum(not check["ok"] for check in checks)
     console.print(f"{len(checks) - failed} of {len(checks)} checks passed", highlight=False)
     if not failed and not all_images:
-        console.print("of the images, one batch of each source was read; --all-images reads all", highlight=False)
+        console.print("a few images of each source were read; --all-images reads all", highlight=False)
     if failed:
         raise typer.Exit(2)

@@ -21,16 +21,22 @@ if TYPE_CHECKING:
 
 def build_sources(pipeline: Pipeline, plugins: PluginManager, split: Literal["train", "val"]) -> dict[str, Source]:
     """The sources of a pipeline that have this split (``train`` or ``val``)."""
-    sources: dict[str, Source] = {}
-    for name, config in pipeline.sources.items():
-        component = config.split(split)
-        if component is None:
-            continue
-        source = build_component(plugins, "source", component, pipeline)
-        if not isinstance(source, Source):
-            raise pipeline.fail(config.at, f"'{config.name}' is a {type(source).__name__}, not a Source")
-        sources[name] = source
-    return sources
+    return {
+        name: build_source(pipeline, plugins, name, split)
+        for name, config in pipeline.sources.items()
+        if config.split(split) is not None
+    }
+
+
+def build_source(pipeline: Pipeline, plugins: PluginManager, name: str, split: Literal["train", "val"]) -> Source:
+    """One split of a source, which must have it."""
+    config = pipeline.sources[name]
+    component = config.split(split)
+    assert component is not None
+    source = build_component(plugins, "source", component, pipeline)
+    if not isinstance(source, Source):
+        raise pipeline.fail(config.at, f"'{config.name}' is a {type(source).__name__}, not a Source")
+    return source
 
 
 def build_transforms(pipeline: Pipeline, plugins: PluginManager, configs: Sequence[ComponentConfig]) -> list[Transform]:

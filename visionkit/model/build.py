@@ -35,16 +35,7 @@ def build_model(pipeline: Pipeline, plugins: PluginManager, labels: Mapping[str,
     """
     backbone_spec, neck_spec = _specs(pipeline, plugins)
     spec = backbone_spec | neck_spec
-    heads: dict[str, Head] = {}
-    for name, config in pipeline.heads.items():
-        if hasattr(nn.ModuleDict(), name):
-            raise pipeline.fail(
-                config.at, f"heads.{name}: a head cannot be called '{name}', an attribute of every torch module"
-            )
-        heads[name] = _typed(
-            build_component(plugins, "head", config, pipeline, spec, labels[name]), Head, config, pipeline
-        )
-        _check_levels(heads[name], spec, config, pipeline)
+    heads = {name: build_head(pipeline, plugins, name, spec, labels[name]) for name in pipeline.heads}
     read = {level for head in heads.values() for level in head.levels}
 
     neck: Neck | None = None
@@ -62,6 +53,24 @@ def build_model(pipeline: Pipeline, plugins: PluginManager, labels: Mapping[str,
     if backbone is not None:
         join_frozen_norms(backbone)
     return model
+
+
+def build_spec(pipeline: Pipeline, plugins: PluginManager) -> FeatureSpec:
+    """All levels that backbone and neck could give, at no cost."""
+    backbone_spec, neck_spec = _specs(pipeline, plugins)
+    return backbone_spec | neck_spec
+
+
+def build_head(pipeline: Pipeline, plugins: PluginManager, name: str, spec: FeatureSpec, labels: LabelSet) -> Head:
+    """A head on the levels of ``spec``. Raises ``PipelineError`` where it refuses its arguments or lacks a level."""
+    config = pipeline.heads[name]
+    if hasattr(nn.ModuleDict(), name):
+        raise pipeline.fail(
+            config.at, f"heads.{name}: a head cannot be called '{name}', an attribute of every torch module"
+        )
+    head: Head = _typed(build_component(plugins, "head", config, pipeline, spec, labels), Head, config, pipeline)
+    _check_levels(head, spec, config, pipeline)
+    return head
 
 
 def without_first_weights(pipeline: Pipeline, plugins: PluginManager) -> Pipeline:
