@@ -8,6 +8,7 @@ one is written down in :attr:`PluginManager.problems` and stops nobody else.
 from __future__ import annotations
 
 import difflib
+import errno
 import hashlib
 import importlib
 import importlib.util
@@ -15,8 +16,9 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from importlib.metadata import EntryPoint
 from importlib.metadata import entry_points as installed_entry_points
 from pathlib import Path
@@ -26,11 +28,12 @@ from typing import Any, Literal, get_args
 import pluggy
 
 from visionkit import builtins, hookspecs
-from visionkit.errors import PluginError
+from visionkit.errors import PluginError, UserError
 from visionkit.hookspecs import Component, Kind
 
 KINDS: tuple[str, ...] = get_args(Kind)
 GROUP = "visionkit"
+FILE_MODULE = "visionkit_file_"  # begins the names of the modules of plugin files
 
 # What a class of each kind must derive from, imported only when one is loaded. Transforms may also be torchvision's.
 CONTRACTS = {
@@ -150,7 +153,7 @@ class PluginManager:
     def _add_file(self, file: Path) -> None:
         shown = os.path.relpath(file) if file.is_relative_to(Path.cwd()) else str(file)
         # The name tells files apart that are called alike, and is the same in every process of a run.
-        name = f"visionkit_file_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+        name = f"{FILE_MODULE}{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
         try:
             if not file.is_file():
                 raise PluginError("no such file")
@@ -246,8 +249,12 @@ class PluginManager:
             raise PluginError(f"module '{module_name}' has no '{attribute}'{did_you_mean(attribute, public)}")
         if contract := CONTRACTS.get(component.kind):
             where, _, base = contract.partition(":")
-            if isinstance(made, type) and not issubclass(made, getattr(importlib.import_module(where), base)):
+            kind = getattr(importlib.import_module(where), base)
+            if isinstance(made, type) and not issubclass(made, kind):
                 raise PluginError(f"{attribute} does not derive from {where}.{base}")
+            declared = getattr(made, "declaration_problem", None)
+            if isinstance(made, type) and declared is not None and (problem := declared()):
+                raise PluginError(f"{attribute}: {problem}")
         if not callable(made):
             raise PluginError(f"{attribute} is neither a class nor a function")
         return made
@@ -269,6 +276,9 @@ def check_components(offered: Any) -> list[Component]:
     for component in components:
         if not isinstance(component, Component):
             raise PluginError(f"visionkit_components must return Components, not {component!r}")
+        for field in fields(component):
+            if not isinstance(value := getattr(component, field.name), str):
+                raise PluginError(f"{field.name} of a Component must be text, not {value!r}")
         if component.kind not in KINDS:
             near = did_you_mean(component.kind, KINDS)
             raise PluginError(
@@ -280,6 +290,47 @@ def check_components(offered: Any) -> list[Component]:
             raise PluginError(f"target of {component.kind} '{component.name}' must be 'module:Class', "
                               f"not '{component.target}'")  # fmt: skip
     return components
+
+
+@contextmanager
+def plugin_errors() -> Iterator[None]:
+    """Report what third-party code raises in one line that names the plugin, the file and the line.
+
+    With a plugin file in use, other unexpected exceptions are reported like this too: a wrong value that a component
+    returned may break the code that reads it. Without one, they pass.
+
+    Raises:
+        PluginError: an exception of a plugin, or one that a plugin may have caused.
+    """
+    try:
+        yield
+    except (UserError, MemoryError, BrokenPipeError):
+        raise
+    except (Exception, SystemExit) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        files = [str(m.__file__) for name, m in list(sys.modules.items()) if name.startswith(FILE_MODULE)]
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith((*files, *_packages()))]
+        if frames:
+            said = " ".join(str(error).split())
+            where = f"{frames[-1].filename}:{frames[-1].lineno}"
+            raise PluginError(f"plugin code failed at {where}: {type(error).__name__}: {said}") from error
+        if not files or isinstance(error, SystemExit):
+            raise
+        reason = (
+            f"{explain(error)}; a component of {', '.join(map(os.path.relpath, files))} may have returned the value"
+        )
+        raise PluginError(f"{reason} that caused this: see visionkit check") from error
+
+
+def _packages() -> tuple[str, ...]:
+    """Folders of the packages that installed third-party plugins are in."""
+    modules = [
+        sys.modules.get(entry.module.partition(".")[0])
+        for entry in installed_entry_points(group=GROUP)
+        if entry.dist is not None and entry.dist.name != "visionkit"
+    ]
+    return tuple(os.path.join(place, "") for module in modules for place in getattr(module, "__path__", ()))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

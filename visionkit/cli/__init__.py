@@ -46,6 +46,7 @@ import typer
 
 from visionkit import __version__
 from visionkit.errors import UserError
+from visionkit.plugins import plugin_errors
 
 COMMANDS = (
     "demo",
@@ -72,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")  # about metadata; pixels that cannot be decoded are an error
     try:
         try:
-            run(sys.argv[1:] if arguments is None else list(arguments))
+            with plugin_errors():
+                run(sys.argv[1:] if arguments is None else list(arguments))
         finally:
             sys.stdout.flush()
     except UserError as error:

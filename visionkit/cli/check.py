@@ -99,7 +99,7 @@ def check(
         return KITS[kind](made, args=arguments(kind, name, made, settings), progress=progress, **extra)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{kind} '{name}' cannot be checked: {explain(error)}") from error
 
 

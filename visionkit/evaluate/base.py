@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from visionkit.data.base import Source
 from visionkit.types import ImageInfo, LabelSet, Prediction, Target
+from visionkit.types.declared import declaration_problem, subclass_of
 
 
 class Evaluator(ABC):
@@ -24,6 +25,11 @@ class Evaluator(ABC):
 
     reads: ClassVar[type[Prediction]]
     needs_targets: bool = True
+
+    @classmethod
+    def declaration_problem(cls) -> str:
+        """The first class attribute that is missing or of the wrong type, in words; empty if there is none."""
+        return declaration_problem(cls, {"reads": subclass_of(Prediction)}, ("reads",))
 
     def __init__(self, source: Source, labels: LabelSet, **_: Any) -> None:
         self.source = source

@@ -8,6 +8,33 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from visionkit.types import Batch, Features, FeatureSpec, LabelSet, Mean, Output, Prediction
+from visionkit.types.declared import (
+    FLAG,
+    MAPPING,
+    NAMES,
+    TEXT,
+    declaration_problem,
+    mapping_to,
+    optional,
+    subclass_of,
+)
+
+_HEAD = {
+    "task": TEXT,
+    "makes": subclass_of(Prediction),
+    "output": subclass_of(Output),
+    "needs": mapping_to(subclass_of(Output)),
+    "may_read": mapping_to(subclass_of(Output)),
+    "labels_from": optional(TEXT),
+    "loss_names": NAMES,
+    "phase_loss_names": mapping_to(NAMES),
+    "evaluators": NAMES,
+    "remembers": FLAG,
+    "exportable": FLAG,
+    "expected_failures": mapping_to(TEXT),
+    "check_args": MAPPING,
+    "starts_from": NAMES,
+}
 
 
 class Backbone(nn.Module):
@@ -106,6 +133,11 @@ class Head(nn.Module):
 
     levels: tuple[str, ...] = ()
     mirrors: bool = False
+
+    @classmethod
+    def declaration_problem(cls) -> str:
+        """The first class attribute that is missing or of the wrong type, in words; empty if there is none."""
+        return declaration_problem(cls, _HEAD, ("task", "makes"))
 
     def __init__(self, spec: FeatureSpec, labels: LabelSet, **_: Any) -> None:
         super().__init__()

@@ -190,7 +190,7 @@ def run_check(check: Check, case: Any, expected: str | None = None) -> CheckResu
         return CheckResult(name, "skipped", str(error))
     except (Broken, UserError) as error:
         status, reason = "failed", str(error)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         status, reason = "failed", explain(error)
     else:
         status, reason = "passed", measured or ""
