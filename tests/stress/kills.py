@@ -1,11 +1,12 @@
 """Kill ``visionkit eval`` and ``visionkit predict`` at random moments, fill their disk, resume, and compare all files.
 
-    python tests/stress/kills.py [--kills 20] [--disks 6] [--images 40] [--seed 0]
+    python tests/stress/kills.py [--kills 20] [--disks 6] [--images 40] [--seed 0] [--training]
 
 A small run with semantic, box, mask and panoptic heads is trained first. Then each command is killed (SIGKILL) and
 resumed again and again, and at last finishes; its files must equal those of an undisturbed call, byte by byte. After
 each kill, every output of an image must be in the journal, and every file that is in its place must be whole. The same
-is done on a small tmpfs that fills up, which needs root and ``unshare``.
+is done on a small tmpfs that fills up, which needs root and ``unshare``. With ``--training``, ``visionkit train`` is
+killed instead (``training.py``).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import time
 from pathlib import Path
 
 import cv2
+from training import prepare_training, run_kills, run_training_disks
 
 PIPELINE = """\
 backbone: {{name: timm, model: resnet18, options: {{channels: [8, 8, 16, 16]}}}}
@@ -203,14 +205,25 @@ def main() -> None:
     parser.add_argument("--disks", type=int, default=6, help="full disks in all")
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--training", action="store_true", help="kill visionkit train")
     parser.add_argument("--in-namespace", metavar="ROOT", help=argparse.SUPPRESS)
     options = parser.parse_args()
     rng = random.Random(options.seed)
     if options.in_namespace:
-        run_disks(Path(options.in_namespace), options.disks, rng)
+        disks = run_training_disks if options.training else run_disks
+        disks(Path(options.in_namespace), options.disks, rng)
         return
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
+        again = [sys.executable, __file__, "--disks", str(options.disks), "--seed", str(options.seed)]
+        again = ["unshare", "-m", *again, "--in-namespace", str(root)]
+        if options.training:
+            prepare_training(root)
+            run_kills(root, options.kills, rng)
+            if options.disks:
+                subprocess.run([*again, "--training"], check=True)
+            print(f"{options.kills} kills and {options.disks} full disks: every run ended alike")
+            return
         prepare(root, options.images)
         for name in ("eval", "predict"):
             command, left, series = Command(name, root), options.kills, 0
@@ -222,8 +235,7 @@ def main() -> None:
                 print(f"{name}: {kills} kills at {progress} of {options.images} images; files are equal", flush=True)
                 shutil.rmtree(out)
         if options.disks:
-            again = [sys.executable, __file__, "--disks", str(options.disks), "--seed", str(options.seed)]
-            subprocess.run(["unshare", "-m", *again, "--in-namespace", str(root)], check=True)
+            subprocess.run(again, check=True)
     print(f"{2 * options.kills} kills and {options.disks} full disks: nothing was lost")
 
 

@@ -7,12 +7,14 @@ import dataclasses
 import functools
 import math
 import os
+import random
 import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
@@ -101,7 +103,7 @@ def _train(
     folder = RunFolder(Path(out))
     checkpoint = load_checkpoint(folder.checkpoint_file, pipeline) if resume else None
 
-    torch.manual_seed(pipeline.train.seed)
+    seed_process(pipeline.train.seed)
     sources = build_sources(pipeline, plugins, "train")
     if not sources:
         raise pipeline.fail(("sources",), "nothing to train on: no source has a `train` split")
@@ -156,7 +158,7 @@ def _train(
     plugins.hook.visionkit_run_started(run=run)
     if checkpoint is None and fabric.global_rank > 0:
         # The weights are alike in all processes; what is drawn from now on is not.
-        torch.manual_seed(pipeline.train.seed + fabric.global_rank)
+        seed_process(pipeline.train.seed + fabric.global_rank)
     every = pipeline.train.checkpoint_every or max(pipeline.train.steps // 10, 1)
     saved = run.step
     whole = True  # no step has been taken in part
@@ -201,6 +203,13 @@ def _train(
     metrics = training.evaluate(plugins, held_out, write=True, on_metrics=functools.partial(log.metrics, final=True))
     log.close()
     return metrics
+
+
+def seed_process(seed: int) -> None:
+    """Seed all generators that a head may draw from: torch's, NumPy's and Python's."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the global generator
+    random.seed(seed)
 
 
 def start_processes(
