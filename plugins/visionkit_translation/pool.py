@@ -19,6 +19,9 @@ class PicturePool(nn.Module):
         side: largest height and width of what is kept.
     """
 
+    local_buffers = ("pictures", "sizes", "count")
+    """In a distributed run each process has a pool of its own."""
+
     pictures: Tensor
     sizes: Tensor
     count: Tensor

@@ -28,6 +28,7 @@ from visionkit.data.workers import in_workers
 from visionkit.errors import DataError, UserError
 from visionkit.plugins import explain
 from visionkit.types import MixedBatch, Target
+from visionkit.types.processes import gather_objects
 
 OnError = Literal["fail", "skip"]
 
@@ -96,8 +97,7 @@ class Skipped:
         """What all processes of a distributed run have skipped."""
         if world_size == 1:
             return self
-        parts: list[Any] = [None] * world_size
-        torch.distributed.all_gather_object(parts, self.reasons)
+        parts = gather_objects(self.reasons)
         sources = dict.fromkeys(source for part in parts for source in part)
         return Skipped(
             {source: {k: v for part in parts for k, v in part.get(source, {}).items()} for source in sources}

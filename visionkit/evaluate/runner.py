@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import yaml
+from torch import Tensor
 
 from visionkit.config import ComponentConfig, Pipeline, build_component
 from visionkit.data.base import Sample, Source
@@ -29,6 +30,8 @@ from visionkit.results.files import json_text, safe_name, write_atomically, writ
 from visionkit.results.journal import JOURNAL, Journal, file_stamp
 from visionkit.types import ImageInfo, LabelSet, MixedBatch, PanopticPrediction, Prediction, Target
 from visionkit.types._tree import map_tensors
+from visionkit.types.device import on_host
+from visionkit.types.processes import gather_objects
 
 if TYPE_CHECKING:
     from visionkit.plugins import PluginManager
@@ -103,6 +106,14 @@ def evaluate_model(
     finally:
         model.train(was_training)
     return metrics
+
+
+def predictions_on_host(predictions: dict[str, list[Prediction]]) -> dict[str, list[Prediction]]:
+    """Predictions with all tensors on the CPU, moved there together."""
+    tensors: list[Tensor] = []
+    map_tensors(predictions, lambda tensor: (tensors.append(tensor), tensor)[1])
+    moved = iter(on_host(tensors))
+    return map_tensors(predictions, lambda _: next(moved))
 
 
 def check_metrics(
@@ -220,7 +231,7 @@ class _SourceEvaluation:
         )  # fmt: skip
         refine = self.pipeline.evaluate.refine
         found = predict_refined(self.model, ready, self.heads, refine, size_divisor=train.size_divisor)
-        return {head: [map_tensors(one, lambda tensor: tensor.cpu()) for one in found[head]] for head in self.heads}
+        return predictions_on_host({head: list(found[head]) for head in self.heads})
 
     def _stored(self, info: ImageInfo) -> dict[str, Prediction] | None:
         """The predictions of an image that the journal holds, unless its file has changed since."""
@@ -254,8 +265,7 @@ class _SourceEvaluation:
             results: list[dict[str, float]] = []
             for evaluator in self.evaluators[head]:
                 if world_size > 1:
-                    states: list[Any] = [None] * world_size
-                    torch.distributed.all_gather_object(states, evaluator.state())
+                    states = gather_objects(evaluator.state())
                     evaluator.merge([s for r, s in enumerate(states) if r != torch.distributed.get_rank()])
                 results.append(evaluator.result())
             out |= {f"{self.feed.name}/{head}/{metric}": value for metric, value in self._named(head, results).items()}
@@ -271,8 +281,7 @@ class _SourceEvaluation:
 
     def gather_predictions(self, world_size: int) -> None:
         """Records and predictions of all processes, in the order of the images."""
-        everyone: list[Any] = [None] * world_size
-        torch.distributed.all_gather_object(everyone, (self.records, self.shown))
+        everyone = gather_objects((self.records, self.shown))
         self.records = {head: _in_turn([records[head] for records, _ in everyone]) for head in self.heads}
         self.shown = _in_turn([shown for _, shown in everyone])[: self.pipeline.evaluate.pictures]
         self.skipped = self.skipped.gathered(world_size)

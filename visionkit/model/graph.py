@@ -148,6 +148,16 @@ class MultiTaskModel(nn.Module):
         """The names of the losses of the main phase, by head; heads that learn nothing are left out."""
         return {name: tuple(self.head(name).loss_names) for name in self.learning}
 
+    def local_buffers(self) -> dict[str, Tensor]:
+        """By name, the buffers in which each process of a distributed run keeps values of its own: those that a module
+        names in an attribute ``local_buffers``."""
+        return {
+            f"{path}.{name}".lstrip("."): getattr(module, name)
+            for path, module in self.named_modules()
+            if module is not self
+            for name in getattr(module, "local_buffers", ())
+        }
+
     def head(self, name: str) -> Head:
         """One head, typed."""
         head = self.heads[name]
@@ -188,7 +198,11 @@ class MultiTaskModel(nn.Module):
             if memory is not None:
                 upstream["memory"] = memory.get(name)
             seen = {level: take_rows(value, mine, len(batch)) for level, value in branches[name].items()}
-            outputs[name] = head(seen, batch.view(name, mine, targets=False), upstream)
+            outputs[name] = output = head(seen, batch.view(name, mine, targets=False), upstream)
+            if not isinstance(output, head.output):
+                raise UserError(
+                    f"head '{name}': forward returns a {type(output).__name__}; it declares {head.output.__name__}"
+                )
         return outputs
 
     def forward(self, step: Step) -> Losses:
@@ -298,7 +312,13 @@ class MultiTaskModel(nn.Module):
         if memory is not None:
             memory.update({name: out.memory for name, out in outputs.items() if self.head(name).remembers})
         return {
-            name: self.head(name).predict(outputs[name], batch.view(name, everything, targets=False)) for name in wanted
+            name: _listed(
+                name,
+                self.head(name),
+                self.head(name).predict(outputs[name], batch.view(name, everything, targets=False)),
+                len(batch),
+            )
+            for name in wanted
         }
 
     def _join_mirrored(self, names: Sequence[str], outputs: dict[str, Any], batch: MixedBatch) -> None:
@@ -341,10 +361,40 @@ def names_of_losses(head: Head, phase: str) -> tuple[str, ...]:
 def _checked(name: str, head: Head, phase: str, losses: Mapping[str, Tensor | Mean]) -> dict[str, Tensor | Mean]:
     """The losses in the order in which they are declared: the same in every step and process."""
     declared = names_of_losses(head, phase)
+    where = "" if phase == "main" else f" in phase '{phase}'"
+    if not isinstance(losses, Mapping):
+        raise UserError(f"head '{name}' gives a {type(losses).__name__} as losses{where}; it must be a mapping by name")
+    for key, loss in losses.items():
+        value = loss.total if isinstance(loss, Mean) else loss
+        if not isinstance(value, Tensor) or value.ndim:
+            what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise UserError(
+                f"head '{name}': loss '{key}'{where} is {what}; it must be a scalar tensor or a Mean of one"
+            )
     if set(losses) != set(declared):
-        where = "" if phase == "main" else f" in phase '{phase}'"
-        raise UserError(f"head '{name}' gives losses {sorted(losses)}{where}, but declares {sorted(declared)}")
+        raise UserError(
+            f"head '{name}' gives losses {sorted(map(str, losses))}{where}, but declares {sorted(declared)}"
+        )
     return {key: losses[key] for key in declared}
+
+
+def _listed(name: str, head: Head, predictions: Any, count: int) -> Sequence[Prediction]:
+    """The predictions of a head, if they are what it declares, one for each image."""
+    if not isinstance(predictions, Sequence) or len(predictions) != count:
+        what = (
+            f"{len(predictions)} predictions"
+            if isinstance(predictions, Sequence)
+            else f"a {type(predictions).__name__}"
+        )
+        raise UserError(
+            f"head '{name}': predict returns {what} for {count} images; it must be a list with one for each"
+        )
+    for prediction in predictions:
+        if not isinstance(prediction, head.makes):
+            raise UserError(
+                f"head '{name}': predict returns a {type(prediction).__name__}; it declares {head.makes.__name__}"
+            )
+    return predictions
 
 
 def _values(found: Mapping[str, Mapping[str, Tensor | Mean]]) -> Losses:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from visionkit.model.graph import Losses
 from visionkit.results.files import json_text, write_atomically, write_errors
+from visionkit.types.device import on_host
 
 
 class Averages:
@@ -44,7 +45,8 @@ class Averages:
 
     def read(self) -> tuple[dict[str, float], float]:
         """Means by ``head/name``, and images a second; then starts anew."""
-        means = {key: float(value) / self._counts[key] for key, value in self._sums.items()}
+        sums = zip(self._sums, on_host(list(self._sums.values())))
+        means = {key: float(value) / self._counts[key] for key, value in sums}
         rate = self.images / max(time.perf_counter() - self.since, 1e-9)
         self._clear()
         return means, rate

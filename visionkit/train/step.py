@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from visionkit.config import build_component
 from visionkit.data.base import Source
@@ -36,6 +37,7 @@ from visionkit.train.progress import Averages
 from visionkit.types import MixedBatch
 from visionkit.types._tree import map_tensors
 from visionkit.types.mean import divide
+from visionkit.types.processes import gather_objects
 
 if TYPE_CHECKING:
     from visionkit.plugins import PluginManager
@@ -65,6 +67,8 @@ class Training:
         self.phases = phases_of(model)
         self.norms = norms_of_phases(model, self.phases)
         optimizers = build_optimizers(model, self.phases, pipeline, self.balancer)
+        # DDP sends the buffers of the first process to all others before each forward pass.
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(model.local_buffers()))
         self.module = fabric.setup_module(model)
         ready = fabric.setup_optimizers(*optimizers.values())
         self.optimizers = dict(zip(optimizers, ready if isinstance(ready, list | tuple) else [ready]))
@@ -346,10 +350,9 @@ class Training:
 
     def save(self) -> None:
         """Write the checkpoint; one process does, and asks the others for their random numbers."""
-        generators: list[Any] = [rng_state()]
-        if self.fabric.world_size > 1:
-            generators = [None] * self.fabric.world_size
-            torch.distributed.all_gather_object(generators, rng_state())
+        generators = gather_objects(rng_state())
+        # With one process, they are in the state of the model alone.
+        local = gather_objects(self.run.model.local_buffers()) if self.fabric.world_size > 1 else [{}]
         if self.fabric.global_rank == 0:
             self._check_state()
             save_checkpoint(
@@ -359,6 +362,7 @@ class Training:
                     "labels": {head: labels.to_dict() for head, labels in self.run.labels.items()},
                     "step": self.run.step,
                     "model": self.run.model.state_dict(),
+                    "local_buffers": local,
                     "optimizers": {phase: o.state_dict() for phase, o in self.optimizers.items()},
                     "balancer": self.balancer.state_dict(),
                     "average": self.average.state if self.average else None,
@@ -410,6 +414,9 @@ class Training:
                            "resume with as many, or begin another run with train.init")  # fmt: skip
         self.run.step = state["step"]
         load_state(self.run.model, state["model"], str(path))
+        own = state.get("local_buffers", [{}] * processes)[self.fabric.global_rank]
+        for name, value in self.run.model.local_buffers().items():
+            value.copy_(own.get(name, value))
         for phase, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][phase])
         self.balancer.load_state_dict(state["balancer"])
