@@ -48,13 +48,13 @@ def visionkit_components() -> list[Component]:
         Component(
             "importer",
             "newell/hourglass2",
-            "visionkit_backbones.hourglass_weights:Hourglass2",
+            "visionkit_backbones.hourglass_weights:StackedHourglass",
             "MPII, persons, 16 keypoints",
         ),
         Component(
             "importer",
             "newell/hourglass8",
-            "visionkit_backbones.hourglass_weights:Hourglass8",
+            "visionkit_backbones.hourglass_weights:StackedHourglass",
             "MPII, persons, 16 keypoints",
         ),
         Component(

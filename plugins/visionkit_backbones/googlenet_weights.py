@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
 from visionkit.data.label_sets import label_set
-from visionkit.model.importing import Importer, rename
+from visionkit.model.importing import Importer, class_labels, rename, section, shape_of
+from visionkit.types import LabelSet
 from visionkit_backbones.googlenet import MODULES
 
 HEAD, LAYERS = "heads.class.", "backbone.layers."
@@ -34,24 +36,33 @@ NAMES |= {
 
 
 class GoogLeNet(Importer):
-    """``googlenet`` with its auxiliary classifiers, as published: for pixels of -1 ... 1 (``transform_input``).
+    """``googlenet`` of any number of classes, with or without its auxiliary classifiers.
 
     torchvision looks at the middle of an image; here its short side is as long, and the whole of it is looked at.
+
+    Args:
+        transform_input: whether it is for pixels of -1 ... 1, as the published weights are, and those that started
+            from them; else for pixels with the mean and spread of ImageNet.
     """
 
-    pipeline = """
-backbone: {name: googlenet, form: torchvision, pixels: signed}
-heads:
-  class:
-    name: classification
-    dropout: 0.2
-    auxiliary: {inception_4a: 0.3, inception_4d: 0.3}
-    auxiliary_norm: batch
-train: {channels_last: false}
-evaluate:
-  transforms: [{name: resize, short: 224}]
-"""
-    labels = {"class": label_set("imagenet")}
+    key = "inception3a.branch1.conv.weight"
+
+    def __init__(self, *, transform_input: bool = True) -> None:
+        self.transform_input = transform_input
+
+    def describe(self, state: Mapping[str, Tensor]) -> tuple[str, Mapping[str, LabelSet]]:
+        backbone = {"name": "googlenet", "form": "torchvision"}
+        backbone |= {"pixels": "signed"} if self.transform_input else {}
+        head: dict[str, Any] = {"name": "classification", "dropout": 0.2}
+        if "aux1.fc2.weight" in state:
+            head |= {"auxiliary": {"inception_4a": 0.3, "inception_4d": 0.3}, "auxiliary_norm": "batch"}
+        text = section(
+            backbone=backbone,
+            heads={"class": head},
+            train={"channels_last": False},
+            evaluate={"transforms": [{"name": "resize", "short": 224}]},
+        )
+        return text, {"class": class_labels(shape_of(state, "fc.weight")[0], label_set("imagenet"))}
 
     def convert(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return rename(state, NAMES)

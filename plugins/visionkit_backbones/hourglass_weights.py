@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from typing import ClassVar
 
 from torch import Tensor
 
-from visionkit.model.importing import Importer, rename
+from visionkit.model.importing import Importer, class_labels, count_in, rename, section, shape_of
 from visionkit.types import LabelSet
 
 MPII = LabelSet(
@@ -25,65 +23,64 @@ MPII = LabelSet(
     swaps=((0, 5), (1, 4), (2, 3), (10, 15), (11, 14), (12, 13)),
 )
 """The joints of MPII Human Pose, in the order of its annotations."""
-PIPELINE = """
-backbone: {{name: hourglass, stacks: {stacks}, maps: 16}}
-heads:
-  keypoints:
-    name: keypoint_heatmap
-    levels: [{levels}]
-    deconvs: []
-    last: false
-    sigma: 1.0
-    flip_test: true
-evaluate:
-  transforms: [{{name: crop_object, size: 256}}]
-"""
 
 
-def pipeline(stacks: int) -> str:
-    """The maps of every stack as heatmaps."""
-    return PIPELINE.format(stacks=stacks, levels=", ".join(f"maps{i + 1}" for i in range(stacks)))
+class StackedHourglass(Importer):
+    """``PoseNet`` of any number of stacks, channels, levels and keypoints; 16 are taken for the joints of MPII."""
 
+    key = "hgs.0.0.up1.conv1.conv.weight"
 
-class Hourglass2(Importer):
-    """Two stacks, 16 joints of MPII."""
-
-    stacks = 2
-    pipeline = pipeline(2)
-    labels: ClassVar[Mapping[str, LabelSet]] = {"keypoints": MPII}
+    def describe(self, state: Mapping[str, Tensor]) -> tuple[str, Mapping[str, LabelSet]]:
+        stacks = count_in(state, "hgs.#.")
+        keypoints, channels = shape_of(state, "outs.0.conv.weight")[:2]
+        text = section(
+            backbone={
+                "name": "hourglass", "stacks": stacks, "channels": channels, "maps": keypoints, "depth": _depth(state)
+            },
+            heads={
+                "keypoints": {
+                    "name": "keypoint_heatmap",
+                    "levels": [f"maps{i + 1}" for i in range(stacks)],  # the maps of every stack are heatmaps
+                    "deconvs": [],
+                    "last": False,
+                    "sigma": 1.0,
+                    "flip_test": True,
+                }
+            },
+            evaluate={"transforms": [{"name": "crop_object", "size": 256}]},
+        )  # fmt: skip
+        return text, {"keypoints": class_labels(1, MPII, keypoints=keypoints)}
 
     def convert(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        # Parallel training and the module that computes the loss leave their names behind.
-        plain = {re.sub(r"^(module\.|model\.)+", "", name): tensor for name, tensor in state.items()}
-        return rename(without_idle_shortcuts(plain), newell_names(self.stacks))
+        return rename(without_idle_shortcuts(state), newell_names(_depth(state)))
 
 
-class Hourglass8(Hourglass2):
-    """Eight stacks, 16 joints of MPII."""
+def _depth(state: Mapping[str, Tensor]) -> int:
+    """How many times an hourglass halves its input."""
+    depth = 0
+    while f"hgs.0.0.{'low2.' * depth}up1.conv1.conv.weight" in state:
+        depth += 1
+    return depth
 
-    stacks = 8
-    pipeline = pipeline(8)
 
-
-def newell_names(stacks: int, depth: int = 4, prefix: str = "backbone.") -> dict[str, str]:
+def newell_names(depth: int = 4, prefix: str = "backbone.") -> dict[str, str]:
     """Names of the stacked hourglass in its authors' PyTorch version, without the shortcuts that it never uses."""
     names = {"pre.0.conv.": f"{prefix}stem.0.0.", "pre.0.bn.": f"{prefix}stem.0.1."}
     for i in (1, 3, 4):
         names |= _residual(f"pre.{i}.", f"{prefix}stem.{i}.")
-    for i in range(stacks):
-        for level in range(depth):
-            theirs = f"hgs.{i}.0." + "low2." * level
-            ours = f"{prefix}stacks.{i}." + "inside." * level
-            parts = {"up1.": "beside.", "low1.": "down.", "low3.": "up."}
-            parts |= {"low2.": "inside."} if level == depth - 1 else {}
-            for part, new in parts.items():
-                names |= _residual(theirs + part, ours + new)
-        names |= _residual(f"features.{i}.0.", f"{prefix}features.{i}.0.")
-        names[f"features.{i}.1.conv."] = f"{prefix}features.{i}.1.0."
-        names[f"features.{i}.1.bn."] = f"{prefix}features.{i}.1.1."
-        names[f"outs.{i}.conv."] = f"{prefix}maps.{i}."
-        names[f"merge_features.{i}.conv.conv."] = f"{prefix}merge_features.{i}."
-        names[f"merge_preds.{i}.conv.conv."] = f"{prefix}merge_maps.{i}."
+    for level in range(depth):
+        theirs = "hgs.#.0." + "low2." * level
+        ours = f"{prefix}stacks.#." + "inside." * level
+        parts = {"up1.": "beside.", "low1.": "down.", "low3.": "up."}
+        parts |= {"low2.": "inside."} if level == depth - 1 else {}
+        for part, new in parts.items():
+            names |= _residual(theirs + part, ours + new)
+    names |= _residual("features.#.0.", f"{prefix}features.#.0.")
+    names["features.#.1.conv."] = f"{prefix}features.#.1.0."
+    names["features.#.1.bn."] = f"{prefix}features.#.1.1."
+    names["outs.#.conv."] = f"{prefix}maps.#."
+    names["merge_features.#.conv.conv."] = f"{prefix}merge_features.#."
+    names["merge_preds.#.conv.conv."] = f"{prefix}merge_maps.#."
     return names
 
 

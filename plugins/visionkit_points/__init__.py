@@ -7,19 +7,19 @@ from visionkit import Component, hookimpl
 def visionkit_components() -> list[Component]:
     weights = "visionkit_points.centernet_weights"
     importers = [
-        ("centernet/resnet18", "CenterNetResNet18", "COCO, 80 classes, boxes"),
-        ("centernet/resnet101", "CenterNetResNet101", "COCO, 80 classes, boxes"),
-        ("centernet/resdcn18", "CenterNetResDCN18", "COCO, 80 classes, boxes"),
-        ("centernet/resdcn101", "CenterNetResDCN101", "COCO, 80 classes, boxes"),
+        ("centernet/resnet18", "CenterNetResNet", "COCO, 80 classes, boxes"),
+        ("centernet/resnet101", "CenterNetResNet", "COCO, 80 classes, boxes"),
+        ("centernet/resdcn18", "CenterNetResNet", "COCO, 80 classes, boxes"),
+        ("centernet/resdcn101", "CenterNetResNet", "COCO, 80 classes, boxes"),
         ("centernet/dla34", "CenterNetDLA34", "COCO, 80 classes, boxes"),
         ("centernet/dla34_pose", "CenterNetPoseDLA34", "COCO, persons, 17 keypoints"),
     ]
     corners = "visionkit_points.corner_weights"
     corner_importers = [
-        ("centernet/hourglass104", "CenterNet104", "COCO, 80 classes, boxes"),
-        ("cornernet/hourglass104", "CornerNet104", "COCO, 80 classes, boxes"),
-        ("centernet_triplet/hourglass52", "Triplet52", "COCO, 80 classes, boxes"),
-        ("centernet_triplet/hourglass104", "Triplet104", "COCO, 80 classes, boxes"),
+        ("centernet/hourglass104", "CenterNetHourglass", "COCO, 80 classes, boxes"),
+        ("cornernet/hourglass104", "CornerNet", "COCO, 80 classes, boxes"),
+        ("centernet_triplet/hourglass52", "Triplet", "COCO, 80 classes, boxes"),
+        ("centernet_triplet/hourglass104", "Triplet", "COCO, 80 classes, boxes"),
     ]
     return [
         Component("head", "centernet", "visionkit_points.centernet:CenterNet", "boxes as centres (Objects as Points)"),

@@ -22,13 +22,13 @@ def visionkit_components() -> list[Component]:
         Component(
             "importer",
             "pix2pix/unet256",
-            "visionkit_translation.published_weights:Pix2PixUNet256",
-            "a generator of pytorch-CycleGAN-and-pix2pix",
+            "visionkit_translation.published_weights:Pix2Pix",
+            "a U-Net or ResNet of pytorch-CycleGAN-and-pix2pix",
         ),
         Component(
             "importer",
             "cyclegan/resnet9",
-            "visionkit_translation.published_weights:CycleGANResNet9",
-            "a generator of pytorch-CycleGAN-and-pix2pix",
+            "visionkit_translation.published_weights:CycleGAN",
+            "a ResNet of pytorch-CycleGAN-and-pix2pix",
         ),
     ]

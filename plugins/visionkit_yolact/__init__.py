@@ -11,6 +11,6 @@ def visionkit_components() -> list[Component]:
         Component(
             "head", "yolact", "visionkit_yolact.yolact:YOLACT", "masks from prototypes, in one stage (Bolya, ICCV 2019)"
         ),
-        Component("importer", "yolact/resnet50", f"{weights}:YOLACTResNet50", "COCO, 80 classes, masks, 550 pixels"),
-        Component("importer", "yolact/resnet101", f"{weights}:YOLACTResNet101", "COCO, 80 classes, masks, 550 pixels"),
+        Component("importer", "yolact/resnet50", f"{weights}:YOLACT", "masks of COCO's 80 or other classes"),
+        Component("importer", "yolact/resnet101", f"{weights}:YOLACT", "masks of COCO's 80 or other classes"),
     ]

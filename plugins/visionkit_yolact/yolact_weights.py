@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from visionkit.data.coco_classes import COCO_OBJECTS
-from visionkit.model.importing import Importer, rename
+from visionkit.model.importing import Importer, anchor_keys, class_labels, given, rename, section, shape_of
+from visionkit.model.resnets import resnet_section
+from visionkit.numbers import AnchorSizes, Factors, Positive
+from visionkit.types import LabelSet
 
-PIPELINE = """
-backbone: {{name: timm, model: {model}}}
-neck: {{name: fpn, inputs: [c3, c4, c5], extra: conv_p5, upsample: bilinear, relu: outputs}}
-heads:
-  objects: {{name: yolact}}
-train: {{channels_last: false, size_divisor: 1}}
-evaluate:
-  transforms:
-    - {{name: normalize, mean: [0.48502, 0.457961, 0.407608], std: [0.22902, 0.224, 0.22502]}}
-    - {{name: resize, size: 550, exact: true}}
-"""
-
+PUBLISHED_SIZE, PUBLISHED_ANCHORS = 550, (24, 48, 96, 192, 384)
+RATIOS = (1.0, 0.5, 2.0)
+NORMALIZE = {"mean": [0.48502, 0.457961, 0.407608], "std": [0.22902, 0.224, 0.22502]}
+BRANCH = "prediction_layers.0."
 NAMES = {
     "backbone.conv1.": "backbone.body.conv1.",
     "backbone.bn1.": "backbone.body.bn1.",
@@ -40,15 +36,56 @@ NAMES = {
 }
 
 
-class YOLACTResNet101(Importer):
-    """``yolact_base``: masks of COCO's 80 classes.
+class YOLACT(Importer):
+    """``yolact_base``, ``yolact_resnet50``, ``yolact_im400``, ``yolact_im700`` and others on a ResNet: masks.
 
-    Its images are 550 x 550 without padding, as in the published code: any would shift the grids of the pyramid
-    against each other by a part of a cell.
+    Its images are squares without padding, as in the published code: any would shift the grids of the pyramid against
+    each other by a part of a cell.
+
+    Args:
+        image_size: side of the images in pixels, which the weights do not tell: ``max_size`` of the configuration.
+        anchor_sizes: of each level; by default those of 550 pixels in proportion to the size, in whole pixels, as in
+            the published configurations.
+        anchor_ratios: width / height of the priors.
     """
 
-    pipeline = PIPELINE.format(model="resnet101")
-    labels = {"objects": COCO_OBJECTS}
+    key = f"{BRANCH}mask_layer.weight"
+
+    def __init__(
+        self,
+        *,
+        image_size: Positive | None = None,
+        anchor_sizes: AnchorSizes | None = None,
+        anchor_ratios: Factors | None = None,
+    ) -> None:
+        self.image_size, self.anchor_sizes, self.anchor_ratios = image_size, anchor_sizes, anchor_ratios
+
+    def describe(self, state: Mapping[str, Tensor]) -> tuple[str, Mapping[str, LabelSet]]:
+        size = given(self.image_size, "image_size", "550 (max_size of its configuration)")
+        resnet = resnet_section(state, [f"backbone.layers.{i}." for i in range(4)])
+        priors = shape_of(state, f"{BRANCH}bbox_layer.weight")[0] // 4
+        usual = [[x if size == PUBLISHED_SIZE else int(x / PUBLISHED_SIZE * size)] for x in PUBLISHED_ANCHORS]
+        head: dict[str, Any] = {"name": "yolact", "hidden": shape_of(state, f"{BRANCH}upfeature.0.weight")[0]}
+        head |= anchor_keys(priors, 5, self.anchor_sizes, self.anchor_ratios, (usual, RATIOS))
+        head["prototypes"] = shape_of(state, self.key)[0] // priors
+        text = section(
+            backbone={"name": "timm", **resnet},
+            neck={
+                "name": "fpn",
+                "channels": shape_of(state, "fpn.lat_layers.0.weight")[0],
+                "inputs": ["c3", "c4", "c5"],
+                "extra": "conv_p5",
+                "upsample": "bilinear",
+                "relu": "outputs",
+            },
+            heads={"objects": head},
+            train={"channels_last": False, "size_divisor": 1},
+            evaluate={
+                "transforms": [{"name": "normalize", **NORMALIZE}, {"name": "resize", "size": size, "exact": True}]
+            },
+        )
+        classes = shape_of(state, f"{BRANCH}conf_layer.weight")[0] // priors - 1
+        return text, {"objects": class_labels(classes, COCO_OBJECTS)}
 
     def convert(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ours = rename({name: tensor for name, tensor in state.items() if not _left_over(name)}, NAMES)
@@ -56,12 +93,6 @@ class YOLACTResNet101(Importer):
             # Files of PyTorch before 0.4.1 have no counters of batches.
             ours.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.zeros((), dtype=torch.int64))
         return ours
-
-
-class YOLACTResNet50(YOLACTResNet101):
-    """``yolact_resnet50``: masks of COCO's 80 classes."""
-
-    pipeline = PIPELINE.format(model="resnet50")
 
 
 def _left_over(name: str) -> bool:

@@ -19,6 +19,7 @@ from visionkit.data.label_sets import label_set
 from visionkit.errors import DataError, UserError
 from visionkit.evaluate import ClassificationEvaluator
 from visionkit.model.build import build_model, placeholder_labels
+from visionkit.model.importing import build_importer
 from visionkit.model.run import load_state
 from visionkit.plugins import PluginManager
 from visionkit.types import Batch, ClassPrediction, ClassTarget, FeatureSpec, ImageInfo, LabelSet, Level
@@ -71,23 +72,35 @@ def test_the_third_branch_has_kernels_of_5x5() -> None:
     assert kernels.count((5, 5)) == 9
 
 
+def test_a_googlenet_without_auxiliary_classifiers_is_imported_without_them() -> None:
+    with torch.device("meta"):
+        theirs = googlenet(weights=None, aux_logits=False, init_weights=False, num_classes=3)
+        importer = build_importer(PluginManager(), "torchvision/googlenet", ["transform_input=false"])
+        text, labels = importer.describe(theirs.state_dict())
+        mine = build_model(parse_pipeline(text, "googlenet"), PluginManager(), labels)
+    assert mine.backbone.mean == pytest.approx((0.485, 0.456, 0.406))
+    assert importer.convert(theirs.state_dict()).keys() == mine.state_dict().keys()
+
+
+@pytest.mark.parametrize("classes", [7, 1000])
 @torch.no_grad()
-def test_imported_weights_answer_as_torchvision_does() -> None:
+def test_imported_weights_answer_as_torchvision_does(classes: int) -> None:
     """Its auxiliary classifiers too, which it asks in training only; and its change of pixels (transform_input)."""
     torch.manual_seed(0)
-    theirs = googlenet(weights=None, transform_input=True, init_weights=False)
+    theirs = googlenet(weights=None, transform_input=True, init_weights=False, num_classes=classes)
     for module in theirs.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, std=0.1)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
     importer = PluginManager().load("importer", "torchvision/googlenet")()
-    pipeline = parse_pipeline(importer.pipeline, "googlenet")
+    text, labels = importer.describe(theirs.state_dict())
     with torch.device("meta"):
-        mine = build_model(pipeline, PluginManager(), importer.labels)
+        mine = build_model(parse_pipeline(text, "googlenet"), PluginManager(), labels)
     mine.to_empty(device="cpu")
     load_state(mine, importer.convert(theirs.state_dict()), "googlenet")
     mine.eval(), theirs.eval()
-    assert parameters(mine) == parameters(theirs) == 13_004_888
+    assert parameters(mine) == parameters(theirs)
+    assert classes != 1000 or parameters(mine) == 13_004_888
     pixels = torch.rand(2, 3, 96, 96)
     maps: dict[str, Tensor] = {}
     for name, layer in (("aux1", theirs.inception4a), ("aux2", theirs.inception4d)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests import reference_shapes as of
 from tests.formula_weights import blocks_image, formula_weights
 from visionkit.config import parse_pipeline
 from visionkit.model import MultiTaskModel
@@ -26,12 +28,12 @@ from visionkit_points.corners import decode_points
 
 DATA = Path(__file__).parents[1] / "data"
 IMPORTERS: dict[str, type[Importer]] = {
-    "centernet_resnet18": centernet_weights.CenterNetResNet18,
-    "centernet_resdcn18": centernet_weights.CenterNetResDCN18,
+    "centernet_resnet18": centernet_weights.CenterNetResNet,
+    "centernet_resdcn18": centernet_weights.CenterNetResNet,
     "centernet_dla34": centernet_weights.CenterNetDLA34,
     "centernet_dla34_pose": centernet_weights.CenterNetPoseDLA34,
-    "cornernet_hg104": corner_weights.CornerNet104,
-    "centernet_triplet52": corner_weights.Triplet52,
+    "cornernet_hg104": corner_weights.CornerNet,
+    "centernet_triplet52": corner_weights.Triplet,
 }
 
 
@@ -40,14 +42,16 @@ def arrays_of(name: str) -> dict[str, Tensor]:
         return {key: torch.from_numpy(arrays[key]).float() for key in arrays.files}
 
 
-def model_of(importer: type[Importer]) -> MultiTaskModel:
-    return build_model(parse_pipeline(importer.pipeline, "imported"), PluginManager(), importer.labels)
+def model_of(importer: type[Importer], state: Mapping[str, Tensor]) -> MultiTaskModel:
+    text, labels = importer().describe(state)
+    return build_model(parse_pipeline(text, "imported"), PluginManager(), labels)
 
 
 def imported(name: str) -> MultiTaskModel:
     """The model of a fixture, with its weights."""
-    model = model_of(IMPORTERS[name])
-    load_state(model, IMPORTERS[name]().convert(formula_weights(DATA / name / "keys.json")), name)
+    state = formula_weights(DATA / name / "keys.json")
+    model = model_of(IMPORTERS[name], state)
+    load_state(model, IMPORTERS[name]().convert(state), name)
     return model.eval()
 
 
@@ -174,28 +178,33 @@ UNUSED_IN_DLA = (64 * 128 + 2 * 128) + (128 * 256 + 2 * 256)
 """Two projections that the authors' DLA has and never uses; timm leaves them out."""
 
 
+def shapes_of(name: str) -> of.Shapes:
+    return {entry["name"]: tuple(entry["shape"]) for entry in json.loads((DATA / name / "keys.json").read_text())}
+
+
+HOURGLASS = (256, 256, 384, 384, 384, 512), (2, 2, 2, 2, 2, 4)
+POINTS = ("tl", "br", "ct")
+
+
 @pytest.mark.parametrize(
-    ("importer", "count"),
+    ("importer", "shapes", "count"),
     [
-        (centernet_weights.CenterNetResNet18, 15_820_372),
-        (centernet_weights.CenterNetResNet101, 53_435_476),
-        (centernet_weights.CenterNetResDCN18, 14_437_349),
-        (centernet_weights.CenterNetDLA34, 19_675_892 - UNUSED_IN_DLA),
-        (centernet_weights.CenterNetPoseDLA34, 20_112_346 - UNUSED_IN_DLA),
-        (corner_weights.CenterNet104, 191_284_008),
-        (corner_weights.CornerNet104, 201_035_212),
-        (corner_weights.Triplet104, 210_062_960),
-        (corner_weights.Triplet52, 104_844_152),
+        (centernet_weights.CenterNetResNet, shapes_of("centernet_resnet18"), 15_820_372),
+        (
+            centernet_weights.CenterNetResNet,
+            of.centernet_resnet((3, 4, 23, 3), 80, (256, 256, 256), deformable=False, basic=False),
+            53_435_476,
+        ),
+        (centernet_weights.CenterNetResNet, shapes_of("centernet_resdcn18"), 14_437_349),
+        (centernet_weights.CenterNetDLA34, shapes_of("centernet_dla34"), 19_675_892 - UNUSED_IN_DLA),
+        (centernet_weights.CenterNetPoseDLA34, shapes_of("centernet_dla34_pose"), 20_112_346 - UNUSED_IN_DLA),
+        (corner_weights.CenterNetHourglass, of.centernet_hourglass(2, *HOURGLASS, 80), 191_284_008),
+        (corner_weights.CornerNet, shapes_of("cornernet_hg104"), 201_035_212),
+        (corner_weights.Triplet, of.corner_hourglass(2, *HOURGLASS) | of.corner_points(2, 80, POINTS), 210_062_960),
+        (corner_weights.Triplet, shapes_of("centernet_triplet52"), 104_844_152),
     ],
 )
-def test_parameter_counts(importer: type[Importer], count: int) -> None:
+def test_parameter_counts(importer: type[Importer], shapes: of.Shapes, count: int) -> None:
     with torch.device("meta"):
-        model = model_of(importer)
+        model = model_of(importer, {name: torch.empty(shape) for name, shape in shapes.items()})
     assert sum(p.numel() for p in model.parameters()) == count
-
-
-def test_names_that_parallel_training_left_behind_are_understood() -> None:
-    state = formula_weights(DATA / "centernet_resnet18" / "keys.json")
-    plain = centernet_weights.CenterNetResNet18().convert(state)
-    parallel = centernet_weights.CenterNetResNet18().convert({f"module.{k}": v for k, v in state.items()})
-    assert plain.keys() == parallel.keys()

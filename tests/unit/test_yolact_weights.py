@@ -28,7 +28,7 @@ from visionkit.plugins import PluginManager
 from visionkit.types import ImageInfo, MaskPrediction
 from visionkit_yolact.masks import assemble
 from visionkit_yolact.yolact import YOLACT, YOLACTOutput
-from visionkit_yolact.yolact_weights import YOLACTResNet50, YOLACTResNet101
+from visionkit_yolact.yolact_weights import YOLACT as YOLACTImporter
 
 DATA = Path(__file__).parents[1] / "data/yolact"
 SIDE = 550
@@ -81,8 +81,8 @@ def run(importer: Importer, name: str, step: int, folder: Path) -> Run:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     return {
-        "resnet50": run(YOLACTResNet50(), "resnet50", 4, tmp_path_factory.mktemp("fifty")),
-        "resnet101": run(YOLACTResNet101(), "resnet101", 8, tmp_path_factory.mktemp("hundred")),
+        "resnet50": run(YOLACTImporter(image_size=550), "resnet50", 4, tmp_path_factory.mktemp("fifty")),
+        "resnet101": run(YOLACTImporter(image_size=550), "resnet101", 8, tmp_path_factory.mktemp("hundred")),
     }
 
 
@@ -170,7 +170,9 @@ def test_shipped_pipelines_have_as_many(name: str, changes: tuple[str, ...], par
 
 
 def test_pictures_are_resized_and_normalised_as_published() -> None:
-    pipeline = parse_pipeline(YOLACTResNet50.pipeline, "yolact")
+    entries = json.loads((DATA / "resnet50_keys.json").read_text())
+    state = {entry["name"]: torch.empty(entry["shape"], device="meta") for entry in entries}
+    pipeline = parse_pipeline(YOLACTImporter(image_size=SIDE).describe(state)[0], "yolact")
     pixels = torch.from_numpy(picture()[:170, :90]).permute(2, 0, 1)
     sample = Sample(pixels, ImageInfo(0, "", (170, 90), (170, 90)))
     for transform in build_transforms(pipeline, PluginManager(), pipeline.evaluate.transforms):
@@ -183,9 +185,13 @@ def test_pictures_are_resized_and_normalised_as_published() -> None:
 def test_what_published_files_hold_besides(runs: dict[str, Run]) -> None:
     entries = json.loads((DATA / "resnet50_keys.json").read_text())
     state = {entry["name"]: torch.zeros(1) for entry in entries}
-    ours = YOLACTResNet50().convert(state)
+    ours = YOLACTImporter(image_size=550).convert(state)
     older = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
     older |= {"backbone.layer1.0.conv1.weight": torch.zeros(1), "fpn.downsample_layers.2.weight": torch.zeros(1)}
-    assert YOLACTResNet50().convert(older).keys() == ours.keys() == runs["resnet50"].model.state_dict().keys()
+    assert (
+        YOLACTImporter(image_size=550).convert(older).keys()
+        == ours.keys()
+        == runs["resnet50"].model.state_dict().keys()
+    )
     with pytest.raises(UserError, match=r"another model: maskiou_net\.0\.weight"):
-        YOLACTResNet50().convert({**state, "maskiou_net.0.weight": torch.zeros(1)})
+        YOLACTImporter(image_size=550).convert({**state, "maskiou_net.0.weight": torch.zeros(1)})

@@ -36,8 +36,9 @@ class Importer(ABC):
     given as ``visionkit import-weights --set KEY=VALUE``.
 
     Class attributes:
-        key: name of a tensor that every such model has. It tells where in a file the model is: what stands before it
-            (``state_dict.module.``) is dropped from all names. Without it, the names are taken as they are.
+        key: name of a tensor that every such model has, or several of which it has one. It tells where in a file the
+            model is: what stands before it (``state_dict.module.``) is dropped from all names. Without a key, the names
+            are taken as they are.
         pipeline: YAML of the same model here, with the transforms of its evaluation and without sources.
         labels: by head, the classes that the weights know.
 
@@ -45,7 +46,7 @@ class Importer(ABC):
     are no such attributes.
     """
 
-    key: ClassVar[str] = ""
+    key: ClassVar[str | tuple[str, ...]] = ()
     pipeline: ClassVar[str]
     labels: ClassVar[Mapping[str, LabelSet]]
 
@@ -248,7 +249,7 @@ def import_model(importer: Importer, path: Path, plugins: PluginManager) -> Impo
     Raises:
         UserError: tensors are missing, surplus or of the wrong shape; the first few are named.
     """
-    state = read_state(path, (importer.key,) if importer.key else ())
+    state = read_state(path, (importer.key,) if isinstance(importer.key, str) else importer.key)
     try:
         text, labels = importer.describe(state)
         converted = importer.convert(state)
