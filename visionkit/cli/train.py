@@ -18,10 +18,11 @@ def command(
     plugin: PluginFiles = None,
     accelerator: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
     devices: Annotated[
-        int | None, typer.Option(help="Processes on this machine; as torchrun says, else 1.", show_default=False)
+        int | None, typer.Option(min=1, help="Processes on this machine; as torchrun says, else 1.", show_default=False)
     ] = None,
     nodes: Annotated[
-        int | None, typer.Option(help="Machines, each started by torchrun; as it says, else 1.", show_default=False)
+        int | None,
+        typer.Option(min=1, help="Machines, each started by torchrun; as it says, else 1.", show_default=False),
     ] = None,
 ) -> None:
     """Train all heads of a pipeline together, and evaluate them."""
