@@ -45,6 +45,7 @@ TRAINED = {  # bilinear kernels that stay as they are do not count
     "deeplab_v3_r101_voc": 58_040_661,
     "deeplab_v3plus_r101_voc": 59_344_309,
     "pspnet_r50_voc": 49_081_578,
+    "pspnet_r101_voc": 68_073_706,
     "unet_original": 31_030_658,
     "xception_unet_pets": 2_055_203,
 }
