@@ -289,4 +289,4 @@ def _strangers(given: Collection[str], mine: Collection[str], model: str) -> lis
         whole = timm.create_model(model).state_dict()
     parts = {name.split(".")[0] for name in whole if _plain(name) in mine}
     weights = [name for name in given if name.endswith((".weight", ".bias"))]
-    return [name for name in weights if name not in whole and name.split(".")[0] in parts]
+    return [n for n in weights if n not in whole and _plain(n) not in mine and n.split(".")[0] in parts]

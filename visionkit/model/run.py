@@ -11,13 +11,12 @@ import contextlib
 import hashlib
 import json
 import os
-import pickle
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -25,9 +24,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from visionkit.config import Pipeline, load_pipeline
-from visionkit.errors import RunError
+from visionkit.errors import RunError, UserError
 from visionkit.model.build import build_model, without_first_weights
 from visionkit.model.graph import MultiTaskModel
+from visionkit.model.weights import is_dense
 from visionkit.results.files import write_atomically as write_atomically
 from visionkit.results.files import write_errors
 from visionkit.types import LabelSet
@@ -145,20 +145,43 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except FileNotFoundError:
         raise RunError(f"{path}: no such weights file; has the run finished, or saved a checkpoint?") from None
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # as many kinds as there are ways to damage a file
         raise RunError(f"{path} is damaged: {error}") from None
+
+
+@contextlib.contextmanager
+def damaged(path: Path) -> Iterator[None]:
+    """Report any exception while a checkpoint is read or restored as damage to its file.
+
+    Raises:
+        RunError: what is in the file is not what a run has saved.
+    """
+    try:
+        yield
+    except (UserError, MemoryError, FileNotFoundError):
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise RunError(f"{path} is damaged: {type(error).__name__}: {reason}") from None
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds. Raises ``RunError`` where it is missing, damaged or something else."""
+    try:
+        with damaged(path), path.open("rb") as file:  # an open file: torch would go by the ending of a path
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise RunError(f"{path}: there is no checkpoint to resume from") from None
+    if not isinstance(state, dict) or "model" not in state or "pipeline" not in state:
+        raise RunError(f"{path} is a PyTorch file, but not a checkpoint of a run; visionkit import-weights "
+                       "reads the weights of other libraries")  # fmt: skip
+    return state
 
 
 def checkpoint_weights(path: Path) -> dict[str, Tensor]:
     """The weights in a checkpoint, the moving average if there is one. Raises ``RunError`` where it is damaged."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return state["average"] or state["model"]
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
-        if zipfile.is_zipfile(path):
-            raise RunError(f"{path} is a PyTorch file, but not a checkpoint of a run; visionkit import-weights "
-                           f"reads the weights of other libraries") from None  # fmt: skip
-        raise RunError(f"{path} is damaged: {(str(error) or repr(error)).splitlines()[0]}") from None
+    state = read_checkpoint(path)
+    return state["model"] if state.get("average") is None else state["average"]  # type: ignore[no-any-return]
 
 
 def starting_weights(path: Path) -> dict[str, Tensor]:
@@ -188,7 +211,18 @@ def weights_digest(model: torch.nn.Module) -> str:
 
 def load_state(model: torch.nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     """Load a state dict whole. Raises ``RunError`` naming the first tensors that are missing, surplus or misshapen."""
-    own = model.state_dict()
+    check_state(model.state_dict(), state, where)
+    model.load_state_dict(dict(state))
+
+
+def check_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str) -> None:
+    """Raise ``RunError`` unless a state dict has the names and shapes of ``own``, and plain tensors of real numbers."""
+    if not isinstance(state, Mapping):
+        raise RunError(f"{where} is damaged: its weights are a {type(state).__name__}")
+    for name, value in state.items():
+        if not isinstance(value, Tensor) or not is_dense(value) or value.is_complex():
+            kind = type(value).__name__ if not isinstance(value, Tensor) else f"{value.dtype}, {value.layout} tensor"
+            raise RunError(f"{where} is damaged: {name} is a {kind}, not a plain tensor of real numbers")
     wrong = [f"{k} is missing" for k in own if k not in state]
     wrong += [f"{k} is not in this model" for k in state if k not in own]
     wrong += [
@@ -199,7 +233,6 @@ def load_state(model: torch.nn.Module, state: Mapping[str, Tensor], where: str) 
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         raise RunError(f"{where} belongs to another model: {'; '.join(wrong[:3])}{more}")
-    model.load_state_dict(dict(state))
 
 
 @dataclass(frozen=True)

@@ -105,14 +105,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not found:
         raise UserError(f"{path}: holds no state dict (names and tensors)")
     for name, tensor in found.items():
-        if not _is_dense(tensor):
+        if not is_dense(tensor):
             raise UserError(f"{path}: {name} is not a plain tensor, but sparse, quantized or without values of its own")
     return found
 
 
-def _is_dense(tensor: Tensor) -> bool:
+def is_dense(tensor: Tensor) -> bool:
     """Whether every element has a place in memory; an expanded tensor claims any size."""
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         return False
     return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import random
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,6 +16,8 @@ import yaml
 
 from visionkit.config import Pipeline
 from visionkit.errors import RunError
+from visionkit.model.run import damaged, read_checkpoint
+from visionkit.model.weights import is_dense
 from visionkit.train.optim import learning_rate
 from visionkit.types import LabelSet
 
@@ -90,17 +91,16 @@ def load_checkpoint(path: Path, pipeline: Pipeline) -> dict[str, Any]:
         RunError: it is missing, damaged, or was saved by a pipeline that computes something else; the message names the
             first key that differs.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise RunError(f"{path}: there is no checkpoint to resume from") from None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        raise RunError(f"{path} is no checkpoint, or a damaged one: {str(error).splitlines()[0]}") from None
-    if not isinstance(state, dict) or "pipeline" not in state:
-        raise RunError(f"{path} is no checkpoint of visionkit")
+    state = read_checkpoint(path)
     if missing := [key for key in PARTS if key not in state]:
         raise RunError(f"{path} is damaged: it has no '{missing[0]}'")
-    then, now = yaml.safe_load(state["pipeline"]), yaml.safe_load(pipeline.to_yaml())
+    if not isinstance(state["step"], int) or isinstance(state["step"], bool) or state["step"] < 0:
+        raise RunError(f"{path} is damaged: 'step' is {state['step']!r}, not a number of steps")
+    now = yaml.safe_load(pipeline.to_yaml())
+    with damaged(path):
+        then = yaml.safe_load(state["pipeline"])
+        if not isinstance(then, dict):
+            raise RunError(f"{path} is damaged: 'pipeline' is not a pipeline")
     if difference := first_difference(then, now):
         key, before, after = difference
         raise RunError(
@@ -122,14 +122,18 @@ def check_continues(state: dict[str, Any], labels: Mapping[str, LabelSet], pipel
         RunError: the classes or keypoints of a head are others, or in another order; the checkpoint has more steps than
             the pipeline; or the learning rate of the steps that were taken would have been another.
     """
-    for head, then in state["labels"].items():
-        if difference := changed_label(head, LabelSet.from_dict(then), labels[head]):
+    with damaged(path):
+        saved = {head: LabelSet.from_dict(then) for head, then in state["labels"].items()}
+        before = replace(pipeline.train, steps=int(yaml.safe_load(state["pipeline"])["train"]["steps"]))
+    if saved.keys() != labels.keys():
+        raise RunError(f"{path} is damaged: it has labels of {', '.join(saved)}, not of {', '.join(labels)}")
+    for head, label_set in saved.items():
+        if difference := changed_label(head, label_set, labels[head]):
             raise RunError(f"{path} was saved with other labels: {difference}; restore the annotations that the run "
                            "began with, or start a new one")  # fmt: skip
     train, done = pipeline.train, state["step"]
     if done > train.steps:
         raise RunError(f"{path} was saved after {done} steps, and train.steps is {train.steps}; set at least as many")
-    before = replace(train, steps=yaml.safe_load(state["pipeline"])["train"]["steps"])
     for step in range(done if train.schedule.name in ("cosine", "poly") and before.steps != train.steps else 0):
         then, now = learning_rate(before, step), learning_rate(train, step)
         if then != now:
@@ -152,6 +156,23 @@ def changed_label(head: str, then: LabelSet, now: LabelSet) -> str:
             kinds = ("a thing", "stuff")
             return f"class '{name}' of head '{head}' was {kinds[not one]} and is now {kinds[not other]}"
     return ""
+
+
+def load_optimizer(optimizer: Any, state: Any) -> None:
+    """Restore an optimizer whose settings are those of the pipeline, as ever.
+
+    Raises:
+        ValueError: the state is not that of such parameters.
+    """
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, settings):
+        group.update(own)
+        for parameter in group["params"]:
+            for name, value in optimizer.state.get(parameter, {}).items():
+                fits = isinstance(value, torch.Tensor) and (value.ndim == 0 or value.shape == parameter.shape)
+                if not fits or not is_dense(value) or not value.is_floating_point():
+                    raise ValueError(f"'{name}' of an optimizer is not the state of a parameter")
 
 
 def first_difference(then: Any, now: Any, at: tuple[str, ...] = ()) -> tuple[tuple[str, ...], Any, Any] | None:

@@ -16,7 +16,7 @@ from visionkit.config import OptimizerConfig, Pipeline, TrainConfig
 from visionkit.errors import RunError
 from visionkit.model.frozen import longest_prefix, part_names
 from visionkit.model.graph import MultiTaskModel
-from visionkit.model.run import load_state, starting_weights
+from visionkit.model.run import check_state, load_state, starting_weights
 from visionkit.plugins import did_you_mean
 
 
@@ -197,6 +197,7 @@ class MovingAverage:
 
     def load(self, state: Mapping[str, torch.Tensor], updates: int) -> None:
         """Go on from a checkpoint, after so many updates."""
+        check_state(self.state, state, "the moving average of the checkpoint")
         self.updates = updates
         for name, value in state.items():
             self.state[name].copy_(value)
