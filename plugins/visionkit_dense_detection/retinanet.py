@@ -190,9 +190,13 @@ class RetinaNet(Head):
     def losses(self, output: DenseOutput, batch: Batch[InstanceTarget]) -> dict[str, Tensor | Mean]:
         anchors = output.anchors.all()
         matched = torch.stack(self.match(anchors, batch.targets))
-        image, anchor = (matched >= 0).nonzero(as_tuple=True)
-        labels, boxes = objects_of(matched, batch.targets)
-        on_classes = focal_sums(torch.cat(output.logits, 1), matched, labels, alpha=self.alpha, gamma=self.gamma)
+        rows = true_rows((matched >= 0).unbind())
+        anchor = torch.cat(rows)
+        image = constant([row for row, index in enumerate(rows) for _ in range(len(index))], anchor)
+        labels, boxes = objects_of([own[index] for own, index in zip(matched, rows)], batch.targets)
+        on_classes = focal_sums(
+            torch.cat(output.logits, 1), matched, labels, at=(image, anchor), alpha=self.alpha, gamma=self.gamma
+        )
         each = self._box_losses(torch.cat(output.deltas, 1)[image, anchor], anchors[anchor], boxes)
         on_boxes = torch.zeros_like(on_classes).index_add(0, image, each)
         positives = (matched >= 0).sum(1)
@@ -252,11 +256,10 @@ class RetinaNet(Head):
         return kept
 
 
-def objects_of(matched: Tensor, targets: Sequence[InstanceTarget]) -> tuple[Tensor, Tensor]:
-    """Labels (n,) and boxes (n, 4) of the objects that anchors are matched with, in the order of ``matched`` (B, A)."""
-    index = [own[own >= 0] for own in matched]
-    labels = torch.cat([target.labels[i] for target, i in zip(targets, index)])
-    return labels, torch.cat([target.boxes[i] for target, i in zip(targets, index)])
+def objects_of(matched: Sequence[Tensor], targets: Sequence[InstanceTarget]) -> tuple[Tensor, Tensor]:
+    """Labels (n,) and boxes (n, 4) of the objects (n_i,) that anchors of each image are matched with."""
+    labels = torch.cat([target.labels[index] for target, index in zip(targets, matched)])
+    return labels, torch.cat([target.boxes[index] for target, index in zip(targets, matched)])
 
 
 def best(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from visionkit.types.device import constant, to_device
+
 
 @dataclass(frozen=True)
 class Pasted:
@@ -81,7 +83,7 @@ def panoptic_logits(
         (len(stuff) + K + 1, h, w).
     """
     height, width = semantic.shape[-2:]
-    parts, inside, best = [semantic[list(stuff)]], [], []
+    parts, inside, best = [semantic[constant(list(stuff), semantic, torch.int64)]], [], []
     for channel, box, mask in zip(classes, boxes, masks):
         rows, columns = window(box)
         rows = slice(min(max(rows.start - top, 0), height), min(max(rows.stop - top, 0), height))
@@ -94,7 +96,7 @@ def panoptic_logits(
             values = mask.values[first + top - mask.top : last + top - mask.top]
             pasted[first:last, mask.left : mask.left + values.shape[1]] = values
         inside.append(own + pasted)
-    unknown = semantic[list(things)].amax(0)
+    unknown = semantic[constant(list(things), semantic, torch.int64)].amax(0)
     if best:
         parts.append(torch.stack(inside))
         unknown = unknown - torch.stack(best).amax(0)
@@ -122,11 +124,15 @@ def unify(
         indices into ``stuff``, that the others are.
     """
     first, unknown = len(stuff), len(stuff) + len(classes)
-    number = torch.zeros(unknown + 1, dtype=torch.int32, device=panoptic.device)
+    number = torch.zeros(unknown + 1, dtype=torch.int32)
     channels = max((int(semantic.max()), *stuff, *classes)) + 1
-    together = torch.bincount(
-        panoptic.flatten().long() * channels + semantic.flatten().long(), minlength=(unknown + 1) * channels
-    ).view(unknown + 1, channels)
+    together = (
+        torch.bincount(
+            panoptic.flatten().long() * channels + semantic.flatten().long(), minlength=(unknown + 1) * channels
+        )
+        .view(unknown + 1, channels)
+        .cpu()
+    )  # what follows is decided object by object
     into = {channel: i for i, channel in enumerate(stuff)}
     areas = together.sum(1)
     things, becomes = [], {}
@@ -146,4 +152,4 @@ def unify(
         number[c] = place
     for i, c in becomes.items():
         number[first + i] = number[c]
-    return number[panoptic.long()], things, kept
+    return to_device([number], panoptic.device)[0][panoptic.long()], things, kept

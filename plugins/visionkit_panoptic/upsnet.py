@@ -27,6 +27,7 @@ from visionkit.types import (
     RegionMaskOutput,
     SemanticOutput,
 )
+from visionkit.types.device import constant, on_host, to_device, true_rows
 from visionkit_panoptic.join import Both, demand, stuff_of, table, things_of
 from visionkit_panoptic.panoptic_logits import panoptic_logits, paste, remove_hidden, unify
 
@@ -91,16 +92,22 @@ class UPSNet(Head):
 
     def losses(self, output: Both, batch: Batch[PanopticTarget]) -> dict[str, Tensor | Mean]:
         logits, stride = output.semantic.logits.float(), cell_size(output.semantic.logits, batch)
-        objects = [self._objects(target) for target in batch.targets]
-        kept = [rows[torch.randperm(len(rows))[int(self.drop * len(rows)) :].sort()[0]] for rows in objects]
+        objects = true_rows([self._is_object(target) for target in batch.targets])
+        chosen = [torch.randperm(len(rows))[int(self.drop * len(rows)) :].sort()[0] for rows in objects]
+        kept = [rows[index] for rows, index in zip(objects, to_device(chosen, logits.device))]
         boxes = [target.boxes() for target in batch.targets]
+        mask_label = to_device([self.mask_label], logits.device)[0]
         masks = output.masks.mask_logits(
             [own[rows] for own, rows in zip(boxes, kept)],
-            [self.mask_label.to(rows.device)[target.labels[rows]] for target, rows in zip(batch.targets, kept)],
+            [mask_label[target.labels[rows]] for target, rows in zip(batch.targets, kept)],
         )
         total, count = logits.sum() * 0, logits.new_zeros(())
-        for one, target, own, rows, found in zip(logits, batch.targets, boxes, kept, masks):
-            said = self._logits(one, target.labels[rows], (own[rows] / stride).tolist(), found)
+        on_map = [own[rows] / stride for own, rows in zip(boxes, kept)]
+        known = on_host([*on_map, *(target.labels[rows] for target, rows in zip(batch.targets, kept))])
+        known_boxes, known_labels = known[: len(kept)], known[len(kept) :]
+        images = zip(logits, batch.targets, kept, masks, known_boxes, known_labels)
+        for one, target, rows, found, own, labels in images:
+            said = self._logits(one, labels, own.tolist(), found)
             aim = self._aim(target, rows, (one.shape[-2], one.shape[-1]), stride)
             total = total + F.cross_entropy(said[None], aim[None], ignore_index=IGNORE_INDEX, reduction="sum")
             count = count + (aim != IGNORE_INDEX).sum()
@@ -109,11 +116,10 @@ class UPSNet(Head):
             "semantic_roi": self._roi_loss(logits, batch.targets, boxes, objects, stride),
         }
 
-    def _objects(self, target: PanopticTarget) -> Tensor:
-        """Rows of the segments that are objects and seen in the image."""
-        things = torch.isin(target.labels, torch.tensor(self.things, device=target.labels.device))
-        seen = target.segments.flatten().bincount(minlength=len(target) + 1)[1:] > 0
-        return (things & seen & ~target.crowd).nonzero()[:, 0]
+    def _is_object(self, target: PanopticTarget) -> Tensor:
+        """(N,) bool: the segments that are objects and seen in the image."""
+        things = torch.isin(target.labels, constant(self.things, target.labels))
+        return things & target.visible() & ~target.crowd
 
     def _logits(self, semantic: Tensor, labels: Tensor, boxes: Sequence[Sequence[float]], masks: Tensor) -> Tensor:
         size = (semantic.shape[-2], semantic.shape[-1])
@@ -131,7 +137,7 @@ class UPSNet(Head):
         channel = torch.full((len(target) + 1,), IGNORE_INDEX, device=target.labels.device)
         for place, label in enumerate(self.stuff):
             channel[1:][target.labels == label] = place
-        channel[1:][self._objects(target)] = len(self.stuff) + len(kept)
+        channel[1:][self._is_object(target)] = len(self.stuff) + len(kept)
         channel[1 + kept] = len(self.stuff) + torch.arange(len(kept), device=kept.device)
         channel[1:][target.crowd] = IGNORE_INDEX
         cells = channel[target.segments.long()[stride // 2 :: stride, stride // 2 :: stride]]
@@ -160,7 +166,7 @@ class UPSNet(Head):
             aims.append(full[y[:, :, None], x[:, None, :]])
         aim = torch.cat(aims)
         channel = torch.full((IGNORE + 1,), IGNORE_INDEX, device=aim.device)
-        channel[: len(self.labels)] = self.channel.to(aim.device)
+        channel[: len(self.labels)] = to_device([self.channel], aim.device)[0]
         aim = channel[aim]
         total = F.cross_entropy(said, aim, ignore_index=IGNORE_INDEX, reduction="sum")
         return Mean(total, (aim != IGNORE_INDEX).sum())
@@ -177,7 +183,7 @@ class UPSNet(Head):
 
     def _select(self, found: Detections) -> Detections:
         """Detections that are sure enough and of our classes, and that no better one covers."""
-        keep = (found.scores >= self.score) & (self.from_mask.to(found.labels.device)[found.labels] >= 0)
+        keep = (found.scores >= self.score) & (to_device([self.from_mask], found.labels.device)[0][found.labels] >= 0)
         rows = keep.nonzero()[:, 0]
         rows = rows[nms(found.boxes[rows].float(), found.scores[rows].float(), self.nms)]
         return Detections(found.boxes[rows], found.scores[rows], found.labels[rows])
@@ -186,8 +192,9 @@ class UPSNet(Head):
         self, logits: Tensor, found: Detections, masks: Tensor, info: ImageInfo, stride: int
     ) -> PanopticPrediction:
         size = info.original_size
-        labels = self.from_mask.to(found.labels.device)[found.labels]
-        boxes = info.boxes_to_original(found.boxes).tolist()
+        # What follows is decided object by object, on the host.
+        labels, corners, scores = on_host((found.labels, info.boxes_to_original(found.boxes), found.scores.float()))
+        labels, boxes = self.from_mask[labels], corners.tolist()
         pasted = [paste(mask, box, size) for mask, box in zip(masks, boxes)]
         kept = remove_hidden(pasted, labels.tolist(), size, self.overlap)
         boxes, pasted = [boxes[i] for i in kept], [pasted[i] for i in kept]
@@ -203,6 +210,6 @@ class UPSNet(Head):
         best = [kept[i] for i in objects]
         return PanopticPrediction(
             segments.cpu(),
-            torch.cat((labels[best].cpu(), torch.tensor([self.stuff[c] for c in areas], dtype=torch.int64))),
-            torch.cat((found.scores[best].float().cpu(), torch.ones(len(areas)))),
+            torch.cat((labels[best], torch.tensor([self.stuff[c] for c in areas], dtype=torch.int64))),
+            torch.cat((scores[best], torch.ones(len(areas)))),
         )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from visionkit import Head
 from visionkit.numbers import FractionBelowOne, Positive, PositiveFloat
 from visionkit.types import Batch, ClassPictures, ClassTarget, Features, FeatureSpec, LabelSet, Mean, Output
+from visionkit.types.device import to_device
 
 
 @dataclass
@@ -125,7 +126,8 @@ class ConditionalGAN(Head):
     def forward(self, features: Features, batch: Batch, upstream: Mapping[str, Any]) -> NoiseOutput:
         """Noise that is an image's own, so that it gets the same pictures in any batch and at any time."""
         seeds = (torch.Generator().manual_seed(zlib.crc32(str(info.id).encode())) for info in batch.info)
-        return NoiseOutput(torch.stack([torch.rand(self.noise, generator=seed) for seed in seeds]).to(batch.images))
+        noise = torch.stack([torch.rand(self.noise, generator=seed) for seed in seeds]).to(batch.images.dtype)
+        return NoiseOutput(to_device([noise], batch.images.device)[0])
 
     def phases(self) -> dict[str, Iterable[nn.Parameter]]:
         return {"main": self.generator.parameters(), "discriminator": self.discriminator.parameters()}

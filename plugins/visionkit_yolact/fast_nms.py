@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from visionkit.types.device import true_rows
+
 
 def fast_nms(boxes: Tensor, scores: Tensor, *, iou: float, top_k: int) -> tuple[Tensor, Tensor]:
     """Every class on its own; one box may stay in several classes.
@@ -25,8 +27,10 @@ def fast_nms(boxes: Tensor, scores: Tensor, *, iou: float, top_k: int) -> tuple[
     values, index = scores.T.topk(min(top_k, len(boxes)), dim=1)
     keep = stays(boxes[index], iou)
     labels = torch.arange(len(index), device=boxes.device)[:, None].expand_as(index)
-    order = values[keep].argsort(descending=True, stable=True)
-    return index[keep][order], labels[keep][order]
+    # By their flat indices, so that the host waits for their number once.
+    kept = true_rows([keep.flatten()])[0]
+    kept = kept[values.flatten()[kept].argsort(descending=True, stable=True)]
+    return index.flatten()[kept], labels.flatten()[kept]
 
 
 def cross_class_fast_nms(boxes: Tensor, scores: Tensor, *, iou: float, top_k: int) -> tuple[Tensor, Tensor]:
@@ -36,7 +40,7 @@ def cross_class_fast_nms(boxes: Tensor, scores: Tensor, *, iou: float, top_k: in
     """
     best, labels = scores.max(1)
     index = best.topk(min(top_k, len(boxes))).indices
-    index = index[stays(boxes[index][None], iou)[0]]
+    index = index[true_rows([stays(boxes[index][None], iou)[0]])[0]]
     return index, labels[index]
 
 

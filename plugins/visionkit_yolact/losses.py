@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from visionkit.layers.boxes import OBJECTLESS
+from visionkit.types.device import to_device, true_rows
 from visionkit_yolact.masks import assemble, inside
 
 
@@ -25,7 +26,9 @@ def class_loss(logits: Tensor, aims: Tensor, ratio: float) -> Tensor:
         hardness = logits.logsumexp(2) - logits[..., 0]  # the loss that it would have as background
         rank = hardness.where(background, -torch.inf).argsort(1, descending=True).argsort(1)
         chosen = positive | (background & (rank < positive.sum(1, keepdim=True) * ratio))
-    return F.cross_entropy(logits[chosen], aims[chosen].clamp(min=-1) + 1, reduction="sum")
+    index = true_rows([chosen.flatten()])[0]
+    logits, aims = logits.flatten(0, 1)[index], aims.flatten()[index]
+    return F.cross_entropy(logits, aims.clamp(min=-1) + 1, reduction="sum")
 
 
 def mask_loss(prototypes: Tensor, coefficients: Tensor, masks: Tensor, boxes: Tensor, most: int) -> Tensor:
@@ -40,7 +43,7 @@ def mask_loss(prototypes: Tensor, coefficients: Tensor, masks: Tensor, boxes: Te
     """
     total = len(coefficients)
     if total > most:
-        chosen = torch.randperm(total, device=coefficients.device)[:most]
+        chosen = to_device([torch.randperm(total)[:most]], coefficients.device)[0]
         coefficients, masks, boxes = coefficients[chosen], masks[chosen], boxes[chosen]
     logits = assemble(prototypes, coefficients)
     each = F.binary_cross_entropy_with_logits(logits, masks.to(logits), reduction="none")
@@ -58,7 +61,7 @@ def semantic_loss(
     Args:
         logits: (classes, h, w).
         masks: (N, h, w) bool, of the objects.
-        labels: (N,) int64, theirs.
+        labels: (N,) int64, theirs; on the CPU, the device is not waited for.
         ignored: cells (M, h, w) bool that do not count for the class of the same row, and these classes (M,) int64.
     """
     aims, weight = torch.zeros_like(logits), torch.ones_like(logits)

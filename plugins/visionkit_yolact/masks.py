@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from visionkit.layers.semantic import resample
 from visionkit.rle import RLE, encode_crops
 from visionkit.types import ImageInfo, InstanceMasks
+from visionkit.types.device import on_host
 
 
 def assemble(prototypes: Tensor, coefficients: Tensor) -> Tensor:
@@ -56,7 +57,8 @@ def to_original(masks: Tensor, boxes: Tensor, cell: tuple[float, float], info: I
     """
     a, b, tx, c, d, ty = info.affine
     height, width = info.original_size
-    values = masks.detach().float().cpu().numpy()
+    masks, boxes = on_host((masks.detach().float(), boxes))
+    values = masks.numpy()
     rows, columns = _axis(height, d, ty, cell[0], values.shape[1]), _axis(width, a, tx, cell[1], values.shape[2])
     rim = boxes.new_tensor((-2 * cell[1], -2 * cell[0], 2 * cell[1], 2 * cell[0]))
     crops, corners = [], []

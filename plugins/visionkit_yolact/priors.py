@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from visionkit.layers.boxes import IGNORED, OBJECTLESS, covered, pairwise_iou
+from visionkit.types.device import constant, on_host
 
 Grid = tuple[int, int]
 """Rows and columns of a level."""
@@ -47,7 +48,14 @@ def level_priors(
 
 
 def assign(
-    priors: Tensor, objects: Tensor, crowd: Tensor, *, low: float, high: float, crowd_share: float = 0.7
+    priors: Tensor,
+    objects: Tensor,
+    crowd: Tensor,
+    *,
+    low: float,
+    high: float,
+    crowd_share: float = 0.7,
+    usable: Tensor | None = None,
 ) -> Tensor:
     """Which object each prior learns from.
 
@@ -60,23 +68,27 @@ def assign(
         crowd: (N,) bool; those match nothing, and a prior of which more than ``crowd_share`` lies in one is ignored
             unless it has an object of its own.
         low, high: background is below ``low``; between the two a prior is ignored.
+        crowd_share: see above.
+        usable: (P,) bool; the other priors are ignored, whatever they overlap. ``None``: all are usable.
 
     Returns:
         (P,) int64 index of an object, ``OBJECTLESS`` (-1: background) or ``IGNORED`` (-2).
     """
     matched = torch.full((len(priors),), OBJECTLESS, dtype=torch.int64, device=priors.device)
-    if not bool(crowd.all()):
-        number = (~crowd).nonzero()[:, 0]
-        iou = pairwise_iou(objects[number], priors)
+    if len(objects):
+        iou = pairwise_iou(objects, priors).masked_fill_(crowd[:, None], -1.0)
+        if usable is not None:
+            iou.masked_fill_(~usable, -1.0)
         value, index = iou.max(0)
-        matched[value >= low] = IGNORED
-        matched = torch.where(value >= high, number[index], matched)
+        matched = matched.masked_fill(value >= low, IGNORED)
+        matched = torch.where(value >= high, index, matched)
         best, prior = one_prior_each(iou)
-        matched[prior] = number[best]
-    if bool(crowd.any()):
-        inside = (covered(priors, objects[crowd]) > crowd_share).any(1)
-        matched[inside & (matched < 0)] = IGNORED
-    return matched
+        matched[prior] = best
+        # Only on the CPU does it cost nothing to ask whether there are crowds at all.
+        if crowd.device.type != "cpu" or bool(crowd.any()):
+            inside = ((covered(priors, objects) > crowd_share) & crowd).any(1)
+            matched = matched.masked_fill(inside & (matched < 0), IGNORED)
+    return matched if usable is None else matched.where(usable, IGNORED)
 
 
 def one_prior_each(iou: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,7 +102,7 @@ def one_prior_each(iou: Tensor) -> tuple[Tensor, Tensor]:
     """
     count = min(iou.shape)
     # The others can take at most count - 1 of an object's best priors.
-    values, priors = (part.cpu() for part in iou.topk(count, dim=1))
+    values, priors = on_host(iou.topk(count, dim=1))
     rows, ranks = (values > 0).nonzero(as_tuple=True)
     order = values[rows, ranks].argsort(descending=True, stable=True)
     pairs: dict[int, int] = {}
@@ -99,5 +111,5 @@ def one_prior_each(iou: Tensor) -> tuple[Tensor, Tensor]:
         if row not in pairs and prior not in taken:
             pairs[row] = prior
             taken.add(prior)
-    found = torch.tensor(list(pairs.items()), dtype=torch.int64, device=iou.device).view(-1, 2)
+    found = constant(list(pairs.items()), iou, torch.int64).view(-1, 2)
     return found[:, 0], found[:, 1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visionkit import Head
-from visionkit.layers.boxes import IGNORED, decode, encode
+from visionkit.layers.boxes import decode, encode, labels_of
 from visionkit.layers.roi import common_channels
 from visionkit.numbers import (
     AnchorSizes,
@@ -35,6 +35,7 @@ from visionkit.types import (
     Mean,
     Output,
 )
+from visionkit.types.device import constant, on_host, to_device, true_rows
 from visionkit_yolact.fast_nms import cross_class_fast_nms, fast_nms
 from visionkit_yolact.losses import class_loss, mask_loss, semantic_loss
 from visionkit_yolact.masks import assemble, inside, on_grid, to_original
@@ -199,11 +200,25 @@ class YOLACT(Head):
     # -- learning
 
     def losses(self, output: YOLACTOutput, batch: Batch[InstanceTarget]) -> dict[str, Tensor | Mean]:
-        parts = [self._image_losses(output, row, *pair) for row, pair in enumerate(zip(batch.info, batch.targets))]
-        labels, box, mask, semantic = zip(*parts)
-        aims = torch.stack(labels)
+        device = output.deltas.device
+        matched = []
+        priors = to_device([self.priors(output.grids, info) for info in batch.info], device)
+        for info, own, t in zip(batch.info, priors, batch.targets):
+            low, high = self.iou
+            matched.append(assign(own, t.boxes, t.crowd, low=low, high=high, usable=in_image(own, info)))
+        aims = torch.stack([
+            torch.where(own >= 0, labels_of(own, target.labels), own) for own, target in zip(matched, batch.targets)
+        ])  # fmt: skip
+        rows = true_rows([own >= 0 for own in matched])
+        # What the losses of masks look at on the host, fetched at once.
+        on = on_host([own[index] for own, index in zip(matched, rows)])
+        parts = [
+            self._image_losses(output, row, *each)
+            for row, each in enumerate(zip(batch.info, host_view(batch.targets), priors, rows, on, strict=True))
+        ]
+        box, mask, semantic = zip(*parts)
         sums = {
-            "class": Mean(class_loss(output.logits, aims, self.negatives), int((aims >= 0).sum())),
+            "class": Mean(class_loss(output.logits, aims, self.negatives), (aims >= 0).sum()),
             "box": _add(box),
             "mask": _add(mask),
             "semantic": _add(semantic),
@@ -211,52 +226,61 @@ class YOLACT(Head):
         return {name: Mean(part.total * self.weights[name], part.count) for name, part in sums.items()}
 
     def _image_losses(
-        self, output: YOLACTOutput, row: int, info: ImageInfo, target: InstanceTarget
-    ) -> tuple[Tensor, Mean, Mean, Mean]:
-        """Of one image: the label of each prior, as :func:`class_loss` wants it, and the other losses unweighted."""
-        priors = self.priors(output.grids, info).to(output.deltas.device)
-        own = in_image(priors, info)
-        matched = torch.full_like(own, IGNORED, dtype=torch.int64)
-        matched[own] = assign(priors[own], target.boxes, target.crowd, low=self.iou[0], high=self.iou[1])
-        positive = matched >= 0
-        on = matched[positive]
-        labels = matched.clone()
-        labels[positive] = target.labels[on]
-        aims = encode(target.boxes[on], priors[positive], VARIANCES)
-        box = Mean(F.smooth_l1_loss(output.deltas[row][positive], aims, reduction="sum"), len(on))
-        mask = self._mask_loss(output, row, info, target, positive, on)
-        return labels, box, mask, self._semantic_loss(output, row, info, target)
+        self,
+        output: YOLACTOutput,
+        row: int,
+        info: ImageInfo,
+        target: HostView,
+        priors: Tensor,
+        index: Tensor,
+        on: Tensor,
+    ) -> tuple[Mean, Mean, Mean]:
+        """Of one image, unweighted: the losses of boxes, masks and the semantic branch.
+
+        Args:
+            index: priors that lie on an object, and ``on``, on the host, the objects.
+        """
+        objects = to_device([on], index.device)[0]
+        aims = encode(target.all.boxes[objects], priors[index], VARIANCES)
+        box = Mean(F.smooth_l1_loss(output.deltas[row][index], aims, reduction="sum"), len(on))
+        return (
+            box,
+            self._mask_loss(output, row, info, target, index, on),
+            self._semantic_loss(output, row, info, target),
+        )
 
     def _mask_loss(
-        self, output: YOLACTOutput, row: int, info: ImageInfo, target: InstanceTarget, positive: Tensor, on: Tensor
+        self, output: YOLACTOutput, row: int, info: ImageInfo, target: HostView, index: Tensor, on: Tensor
     ) -> Mean:
         """Of the priors that lie on objects which have a mask."""
-        prototypes, coefficients = output.prototypes[row], output.coefficients[row][positive]
-        if target.masks is None:
-            return Mean(prototypes.sum() * 0.0 + coefficients.sum() * 0.0, 0)
-        known = target.masks.nonempty()[on]
-        on, coefficients = on[known], coefficients[known]
+        prototypes, masks = output.prototypes[row], target.all.masks
+        if masks is None:
+            return Mean(prototypes.sum() * 0.0 + output.coefficients[row][index].sum() * 0.0, 0)
+        known = target.nonempty[on]
+        used, number = on[known].unique(return_inverse=True)
+        chosen, on, number = to_device([known.nonzero()[:, 0], on[known], number], index.device)
+        coefficients = output.coefficients[row][index[chosen]]
         cell = self._mask_cell(info)
         rows, columns = cells_of(info, cell)
-        used, index = on.unique(return_inverse=True)
-        masks = on_grid(target.masks.select(used), (rows, columns), cell)[index]
-        boxes = target.boxes[on] / target.boxes.new_tensor((cell[1], cell[0], cell[1], cell[0]))
+        pixels = on_grid(masks.select(used), (rows, columns), cell)[number]
+        boxes = target.all.boxes[on] / constant((cell[1], cell[0], cell[1], cell[0]), target.all.boxes)
         prototypes = prototypes[:, :rows, :columns]
-        return Mean(mask_loss(prototypes, coefficients, masks, boxes, self.mask_samples), len(on))
+        return Mean(mask_loss(prototypes, coefficients, pixels, boxes, self.mask_samples), len(on))
 
-    def _semantic_loss(self, output: YOLACTOutput, row: int, info: ImageInfo, target: InstanceTarget) -> Mean:
+    def _semantic_loss(self, output: YOLACTOutput, row: int, info: ImageInfo, target: HostView) -> Mean:
         logits = self.semantic(output.finest[row : row + 1])[0].float()
-        if target.masks is None:
+        if target.all.masks is None:
             return Mean(logits.sum() * 0.0, 0)
         cell = cell_size(info.size, self.strides[0])
         rows, columns = cells_of(info, cell)
-        objects = target.select(~target.crowd)
+        objects, labels = target.all.select(~target.crowd), target.labels[~target.crowd]
         assert objects.masks is not None
         logits, masks = logits[:, :rows, :columns], on_grid(objects.masks, (rows, columns), cell)
         # Which cells belong to an object without a mask is not known, so the cells of its box teach its class nothing.
-        unknown = objects.select(~objects.masks.annotated)
-        cells = inside(unknown.boxes / unknown.boxes.new_tensor((cell[1], cell[0]) * 2), rows, columns)
-        return Mean(semantic_loss(logits, masks, objects.labels, (cells, unknown.labels)), 1)
+        unknown = ~target.annotated[~target.crowd]
+        boxes = objects.select(unknown).boxes
+        cells = inside(boxes / constant((cell[1], cell[0]) * 2, boxes), rows, columns)
+        return Mean(semantic_loss(logits, masks, labels, (cells, labels[unknown])), 1)
 
     def _mask_cell(self, info: ImageInfo) -> tuple[float, float]:
         """Height and width of a cell of the prototypes, in input pixels."""
@@ -274,21 +298,51 @@ class YOLACT(Head):
         cell = self._mask_cell(info)
         rows, columns = cells_of(info, cell)
         masks = assemble(output.prototypes[row][:, :rows, :columns], coefficients).sigmoid()
-        masks = masks * inside(boxes / boxes.new_tensor((cell[1], cell[0]) * 2), rows, columns)
+        masks = masks * inside(boxes / constant((cell[1], cell[0]) * 2, boxes), rows, columns)
         rles = to_original(masks, boxes, cell, info)
         return MaskPrediction(info.boxes_to_original(boxes), scores, labels, rles)
 
     def detect(self, output: YOLACTOutput, row: int, info: ImageInfo) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Boxes (n, 4) of one image in input pixels, not clipped, with scores, labels and coefficients, best first."""
         scores = output.logits[row].softmax(1)[:, 1:]
-        priors = self.priors(output.grids, info).to(scores.device)
+        priors = to_device([self.priors(output.grids, info)], scores.device)[0]
         boxes = decode(output.deltas[row], priors, VARIANCES)
         keep = (scores.amax(1) > self.score) & in_image(priors, info) & touches(boxes, info)
-        boxes, scores, coefficients = boxes[keep], scores[keep], output.coefficients[row][keep]
+        kept = true_rows([keep])[0]
+        boxes, scores, coefficients = boxes[kept], scores[kept], output.coefficients[row][kept]
         suppress = cross_class_fast_nms if self.cross_class else fast_nms
         index, labels = suppress(boxes, scores, iou=self.nms, top_k=self.before_nms)
         index, labels = index[: self.max_detections], labels[: self.max_detections]
         return boxes[index], scores[index, labels], labels, coefficients[index]
+
+
+@dataclass(frozen=True)
+class HostView:
+    """A target, and on the CPU what the losses of masks look at object by object.
+
+    Attributes:
+        all: the target where it is.
+        labels, crowd: its own.
+        annotated, nonempty: (N,) bool, of its masks; false where it has none.
+    """
+
+    all: InstanceTarget
+    labels: Tensor
+    crowd: Tensor
+    annotated: Tensor
+    nonempty: Tensor
+
+
+def host_view(targets: Sequence[InstanceTarget]) -> list[HostView]:
+    """The targets of all images. The host waits for the device once."""
+    tensors: list[Tensor] = []
+    for target in targets:
+        masks = target.masks
+        no = torch.zeros_like(target.crowd)
+        tensors += [target.labels, target.crowd]
+        tensors += [no, no] if masks is None else [masks.annotated, masks.nonempty()]
+    known = on_host(tensors)
+    return [HostView(target, *known[4 * i : 4 * i + 4]) for i, target in enumerate(targets)]
 
 
 def in_image(priors: Tensor, info: ImageInfo) -> Tensor:

@@ -111,7 +111,12 @@ def evaluate_model(
 def predictions_on_host(predictions: dict[str, list[Prediction]]) -> dict[str, list[Prediction]]:
     """Predictions with all tensors on the CPU, moved there together."""
     tensors: list[Tensor] = []
-    map_tensors(predictions, lambda tensor: (tensors.append(tensor), tensor)[1])
+
+    def collect(tensor: Tensor) -> Tensor:
+        tensors.append(tensor)
+        return tensor
+
+    map_tensors(predictions, collect)
     moved = iter(on_host(tensors))
     return map_tensors(predictions, lambda _: next(moved))
 

@@ -29,8 +29,14 @@ def focal_object(logits: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Ten
 
 
 def focal_sums(
-    logits: Tensor, matched: Tensor, classes: Tensor, *, alpha: float = 0.25, gamma: float = 2.0
-) -> Tensor:  # fmt: skip
+    logits: Tensor,
+    matched: Tensor,
+    classes: Tensor,
+    *,
+    at: tuple[Tensor, Tensor] | None = None,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+) -> Tensor:
     """Focal loss of each image, summed over anchors and classes.
 
     Nothing of the size of ``logits`` is made for the targets, almost all of which are 0: everything counts as
@@ -40,6 +46,8 @@ def focal_sums(
         logits: (B, A, K) float32.
         matched: (B, A) as :func:`visionkit.layers.boxes.match` gives it.
         classes: (n,) labels of the anchors with an object, in the order of ``matched``.
+        at: image and anchor of each of the ``classes``, where the caller knows them; otherwise the host waits for the
+            device to find them.
         alpha: weight of objects; background has the rest.
         gamma: how strongly what is easy is passed over; 0 for cross-entropy.
 
@@ -48,7 +56,7 @@ def focal_sums(
     """
     anchors: Tensor = _BackgroundOfAnchors.apply(logits, alpha, gamma)
     sums = (anchors * (matched != IGNORED)).sum(1)
-    image, anchor = (matched >= 0).nonzero(as_tuple=True)
+    image, anchor = (matched >= 0).nonzero(as_tuple=True) if at is None else at
     own = logits[image, anchor, classes]
     return sums.index_add(0, image, focal_object(own, alpha, gamma) - focal_background(own, alpha, gamma))
 

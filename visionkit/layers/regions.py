@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from visionkit.types import ImageInfo
+from visionkit.types.device import constant
 
 
 def image_regions(info: Sequence[ImageInfo], stride: float, x: Tensor) -> Tensor | None:
@@ -30,7 +31,7 @@ def image_regions(info: Sequence[ImageInfo], stride: float, x: Tensor) -> Tensor
     ]
     if all(size == (height, width) for size in sizes):
         return None
-    return torch.tensor(sizes, dtype=torch.int64, device=x.device)
+    return constant(sizes, x, torch.int64)
 
 
 def blank_padding(x: Tensor, regions: Tensor | None) -> Tensor:

@@ -63,12 +63,11 @@ class PanopticTarget(Target):
 
     def seen(self) -> PanopticTarget:
         """The segments that have a pixel."""
-        pixels = torch.bincount(self.segments.flatten(), minlength=len(self) + 1)
-        return self._only(pixels[1:] > 0)
+        return self._only(self.visible())
 
     def semantic(self) -> SemanticTarget:
         """The class of every pixel; void becomes ``IGNORE``."""
-        table = torch.cat((self.labels.new_tensor([IGNORE]), self.labels)).to(torch.uint8)
+        table = torch.cat((self.labels.new_full((1,), IGNORE), self.labels)).to(torch.uint8)
         return SemanticTarget(table[self.segments.long()])
 
     def boxes(self) -> Tensor:
@@ -86,8 +85,12 @@ class PanopticTarget(Target):
             ], 1)
             for how in ("amin", "amax")
         )  # fmt: skip
-        seen = number.flatten().bincount(minlength=len(self) + 1)[1:, None] > 0
-        return (torch.cat((low, high + 1), 1)[1:] * seen).float()
+        return (torch.cat((low, high + 1), 1)[1:] * self.visible()[:, None]).float()
+
+    def visible(self) -> Tensor:
+        """(N,) bool: which segments have a pixel."""
+        found = torch.zeros(len(self) + 1, dtype=torch.bool, device=self.segments.device)
+        return found.scatter_(0, self.segments.flatten().long(), True)[1:]
 
     def draw(self, image: np.ndarray, labels: LabelSet) -> np.ndarray:
         from visionkit.draw import draw_panoptic
