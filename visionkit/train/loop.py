@@ -10,7 +10,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,19 +21,20 @@ from lightning_fabric.strategies import DDPStrategy
 
 from visionkit.config import Pipeline, check_arguments
 from visionkit.data.label_maps import label_map_problems
-from visionkit.data.loader import Skipped, train_loader
+from visionkit.data.loader import Feed, Skipped, train_loader
 from visionkit.data.wiring import build_feeds, build_sources, resolve_labels, untrained_heads
 from visionkit.errors import RunError, UserError
 from visionkit.evaluate.runner import check_metrics
 from visionkit.model import Head, MultiTaskModel
 from visionkit.model.build import build_model, head_class, without_first_weights
-from visionkit.model.run import RunFolder
+from visionkit.model.run import RunFolder, damaged
 from visionkit.results.files import check_output_folder, json_text, write_atomically, write_errors
 from visionkit.results.lock import folder_lock
 from visionkit.train.checkpoint import check_continues, load_checkpoint
+from visionkit.train.precision import precision_arguments
 from visionkit.train.progress import Averages, MetricsFile, Progress
 from visionkit.train.step import Training
-from visionkit.types import LabelSet
+from visionkit.types import LabelSet, MixedBatch
 
 if TYPE_CHECKING:
     from visionkit.plugins import PluginManager
@@ -133,8 +134,12 @@ def _train(
             progress.say(f"{name}: {problem}")
 
     if checkpoint is not None:
-        training.load(checkpoint)
+        with damaged(folder.checkpoint_file):
+            training.load(checkpoint)
         progress.say(f"resumed at step {run.step}")
+    if checkpoint is None and pipeline.train.precision != "32-true":
+        for batch in first_batches(pipeline, feeds):
+            training.rehearse(batch)
     if fabric.global_rank == 0:
         if checkpoint is not None and run.step < pipeline.train.steps:
             folder.remove_results()
@@ -205,6 +210,14 @@ def _train(
     return metrics
 
 
+def first_batches(pipeline: Pipeline, feeds: Sequence[Feed]) -> Iterator[MixedBatch]:
+    """A few images of each source, so that all heads are labelled."""
+    train = pipeline.train
+    for feed in feeds:
+        yield from train_loader([dataclasses.replace(feed, weight=1.0)], batch_size=min(train.batch_size, 2), steps=1,
+                                seed=train.seed, on_error=train.on_error, size_divisor=train.size_divisor)  # fmt: skip
+
+
 def seed_process(seed: int) -> None:
     """Seed all generators that a head may draw from: torch's, NumPy's and Python's."""
     torch.manual_seed(seed)
@@ -233,8 +246,8 @@ def start_processes(
             accelerator=accelerator,
             devices=devices,
             num_nodes=nodes,
-            precision=pipeline.train.precision,
             strategy=strategy,
+            **precision_arguments(pipeline.train.precision),
         )
     except (ValueError, RuntimeError) as error:  # Fabric's own words for a device that is not there
         raise UserError(f"accelerator '{accelerator}' with {devices} devices: {str(error).splitlines()[0]}") from None

@@ -23,7 +23,7 @@ from visionkit.evaluate.runner import evaluate_model
 from visionkit.model.graph import Branches, Counts, Losses, Step
 from visionkit.model.run import load_state
 from visionkit.train.balance import Balancer, gradients_at, gramian
-from visionkit.train.checkpoint import rng_state, save_checkpoint, set_rng_state
+from visionkit.train.checkpoint import load_optimizer, rng_state, save_checkpoint, set_rng_state
 from visionkit.train.optim import (
     MovingAverage,
     build_optimizers,
@@ -33,6 +33,7 @@ from visionkit.train.optim import (
     norms_of_phases,
     phases_of,
 )
+from visionkit.train.precision import FULL, in_single_precision, precision_errors
 from visionkit.train.progress import Averages
 from visionkit.types import MixedBatch
 from visionkit.types._tree import map_tensors
@@ -76,21 +77,46 @@ class Training:
         self._scaler = getattr(fabric.strategy.precision, "scaler", None)
 
     def step(self, batches: list[MixedBatch], averages: Averages) -> float:
-        """One update of every phase from ``accumulate`` batches; returns the learning rate it was taken with."""
+        """One update of every phase from ``accumulate`` batches; returns the learning rate it was taken with.
+
+        Raises:
+            UserError: a loss or gradient that is not finite, or a head or device that cannot compute in the precision.
+        """
+        with precision_errors(self.run.model, self.run.pipeline, self.fabric.device):
+            return self._step(batches, averages)
+
+    def rehearse(self, batch: MixedBatch) -> None:
+        """Compute the gradients of a batch and forget them, to find out whether all can be computed in the precision.
+
+        Raises:
+            UserError: a head or the device cannot.
+        """
+        (step,) = steps = self._steps([batch], None)
+        self.run.model.train()
+        with precision_errors(self.run.model, self.run.pipeline, self.fabric.device), self._undone(steps):
+            for step.phase in self.optimizers:
+                step.whole = None
+                with self._only(step.phase):
+                    losses: Losses = self.module(step)
+                    values = [value for named in losses.values() for value in named.values()]
+                    self.fabric.backward(torch.stack(values).sum())
+                self._detach(step)
+        self.module.zero_grad(set_to_none=True)
+
+    def _steps(self, batches: list[MixedBatch], branch: Callable[[Branches], Branches] | None) -> list[Step]:
+        """Batches on the device, normalized."""
+        model, device = self.run.model, self.fabric.device
+        channels_last = self.run.pipeline.train.channels_last
+        moved = [batch.to(device, non_blocking=True) for batch in batches]
+        return [Step(b.normalised(model.mean, model.std, channels_last=channels_last), branch) for b in moved]
+
+    def _step(self, batches: list[MixedBatch], averages: Averages) -> float:
         model, train = self.run.model, self.run.pipeline.train
         model.train()
         rate = learning_rate(train, self.run.step)
         # Several batches are weighed together, in a pass of their own.
         branch = self.balancer.branch if self.balancer.at_features and len(batches) == 1 else None
-        steps = [
-            Step(
-                batch.to(self.fabric.device, non_blocking=True).normalised(
-                    model.mean, model.std, channels_last=train.channels_last
-                ),
-                branch,
-            )
-            for batch in batches
-        ]
+        steps = self._steps(batches, branch)
         images = sum(len(step.batch) for step in steps)
         for phase, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
@@ -307,17 +333,18 @@ class Training:
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """The model holds the moving average, where one is kept."""
-        if self.average is None:
-            yield
-            return
-        model = self.run.model
-        own = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        model.load_state_dict(self.average.state)
+        """The model is as it is evaluated and saved: in float32 unless it is mixed precision, with the moving average,
+        where one is kept."""
+        model, full = self.run.model, self.run.pipeline.train.precision in FULL
+        own = {name: value.detach().clone() for name, value in model.state_dict().items()} if self.average else {}
         try:
-            yield
+            with in_single_precision(model), contextlib.nullcontext() if full else self.fabric.autocast():
+                if self.average:
+                    model.load_state_dict(self.average.state)
+                yield
         finally:
-            model.load_state_dict(own)
+            if self.average:
+                model.load_state_dict(own)
 
     def evaluate(
         self,
@@ -330,7 +357,7 @@ class Training:
         """Metrics of the ``val`` splits; random numbers of training are left as they were. Heads that make pictures
         leave a sheet of them over time. ``on_metrics`` is called before anything is drawn."""
         kept = rng_state()
-        with self.averaged(), self.fabric.autocast():
+        with self.averaged():
             metrics = evaluate_model(
                 self.run.model, self.run.pipeline, plugins, self.run.labels, sources,
                 device=self.fabric.device, out=self.run.folder.path if write else None,
@@ -418,7 +445,7 @@ class Training:
         for name, value in self.run.model.local_buffers().items():
             value.copy_(own.get(name, value))
         for phase, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][phase])
+            load_optimizer(optimizer, state["optimizers"][phase])
         self.balancer.load_state_dict(state["balancer"])
         if self.average:
             self.average.load(state["average"], state["step"])
