@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -232,8 +233,85 @@ def test_parameter_counts(name: str, parameters: int) -> None:
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
-def formula_names(file: str) -> list[str]:
-    return [entry["name"] for entry in json.loads((FIXTURE / file).read_text())]
+def changed(state: dict[str, Tensor], **shapes: tuple[int, ...]) -> dict[str, Tensor]:
+    """``state`` with other shapes; ``__`` stands for a dot."""
+    new = {name.replace("__", "."): torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    assert new.keys() <= state.keys()
+    return state | new
+
+
+BOXES_OF_3 = {
+    "roi_heads__box_predictor__cls_score__weight": (4, 1024),
+    "roi_heads__box_predictor__cls_score__bias": (4,),
+    "roi_heads__box_predictor__bbox_pred__weight": (12, 1024),
+    "roi_heads__box_predictor__bbox_pred__bias": (12,),
+}
+
+
+def test_other_numbers_of_classes_and_layers() -> None:
+    masks = {"roi_heads__mask_head__predictor__weight": (3, 256, 1, 1), "roi_heads__mask_head__predictor__bias": (3,)}
+    state = changed(theirs("keys.json", depth=101), **BOXES_OF_3, **masks)
+    state = {name: tensor for name, tensor in state.items() if "mask_fcn4" not in name}
+    model = built(MaskRCNN(), state)
+    assert model.head("masks").labels.names == ("class 0", "class 1", "class 2")
+    assert len(model.head("masks").conv) == 3
+
+    agnostic = dict.fromkeys(("weight", "bias"), (4,)) | {"weight": (4, 1024)}
+    state = changed(
+        theirs("keys.json"),
+        **{f"roi_heads__box_predictor__bbox_pred__{name}": shape for name, shape in agnostic.items()},
+        roi_heads__mask_head__predictor__weight=(1, 256, 1, 1),
+        roi_heads__mask_head__predictor__bias=(1,),
+    )
+    built(MaskRCNN(), state)
+
+
+def test_other_numbers_of_keypoints() -> None:
+    persons = {key: (2, *shape[1:]) if "cls" in key else (4, *shape[1:]) for key, shape in BOXES_OF_3.items()}
+    low = "roi_heads__keypoint_head__score_lowres__"
+    state = theirs("keys.json", "keypoint_keys.json")
+    state = {name: tensor for name, tensor in state.items() if "mask_head" not in name}
+    state = changed(state, **persons, **{f"{low}weight": (512, 5, 4, 4), f"{low}bias": (5,)})
+    model = built(KeypointRCNN(), state)
+    assert model.head("keypoints").labels.keypoints == tuple(f"keypoint {i}" for i in range(5))
+
+
+def test_other_numbers_of_things_and_stuff() -> None:
+    masks = {"roi_heads__mask_head__predictor__weight": (3, 256, 1, 1), "roi_heads__mask_head__predictor__bias": (3,)}
+    stuff = {"sem_seg_head__predictor__weight": (5, 128, 1, 1), "sem_seg_head__predictor__bias": (5,)}
+    state = changed(theirs("keys.json", "panoptic_keys.json"), **BOXES_OF_3, **masks, **stuff)
+    model = built(PanopticFPN(), state)
+    assert model.head("semantic").labels.names == ("things", "stuff 1", "stuff 2", "stuff 3", "stuff 4")
+    assert sum(model.head("panoptic").labels.things) == 3
+
+
+def test_several_sizes_of_anchors_change_their_order() -> None:
+    rpn = "proposal_generator__rpn_head__"
+    state = changed(
+        {name: tensor for name, tensor in theirs("keys.json").items() if "mask_head" not in name},
+        **{f"{rpn}objectness_logits__weight": (6, 256, 1, 1), f"{rpn}objectness_logits__bias": (6,)},
+        **{f"{rpn}anchor_deltas__weight": (24, 256, 1, 1), f"{rpn}anchor_deltas__bias": (24,)},
+    )
+    with pytest.raises(UserError, match="6 anchors at each cell of 5 levels: add --set anchor_sizes="):
+        FasterRCNN().describe(state)
+    importer = FasterRCNN(anchor_sizes=((8, 16),) * 5)
+    model = built(importer, state)
+    state["proposal_generator.rpn_head.objectness_logits.bias"] = torch.tensor([0, 1, 2, 10, 11, 12.0])
+    ours = importer.convert(state)["heads.boxes.rpn.objectness.bias"]
+    # They count the ratios of the first size, then those of the second; the anchors here are ordered like this:
+    (anchors, *_) = model.head("boxes").rpn.make_anchors([(1, 1)] * 5, (64, 64), torch.device("cpu")).levels
+    width, height = (anchors[:, 2:] - anchors[:, :2]).unbind(1)
+    size = (width * height).sqrt().round().tolist()
+    ratio = (height / width).log2().round().tolist()
+    assert [10 * [8, 16].index(s) + [-1, 0, 1].index(r) for s, r in zip(size, ratio)] == ours.tolist()
+
+
+def test_files_of_the_model_zoo_are_read(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    content = {"model": {k: v.numpy() for k, v in weights.items()}, "__author__": "Detectron2 Model Zoo"}
+    (tmp_path / "model_final.pkl").write_bytes(pickle.dumps(content))
+    model = import_model(MaskRCNN(), tmp_path / "model_final.pkl", PluginManager()).model
+    name = "roi_heads.mask_head.deconv.weight"
+    assert torch.equal(model.head("masks").upsample.weight, weights[name])
 
 
 def test_buffers_that_are_computed_anew_are_left_out_and_strangers_are_named() -> None:

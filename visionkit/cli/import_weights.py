@@ -16,6 +16,9 @@ def command(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="What the weights do not tell; may be repeated."),
     ] = None,
+    prefix: Annotated[
+        str, typer.Option(help="Read only tensors whose names begin with this, where a file holds several networks.")
+    ] = "",
     plugin: Annotated[list[str] | None, typer.Option(metavar="FILE.py", help="Load a plugin from a file.")] = None,
 ) -> None:
     """Make a run folder from weights that were trained elsewhere, ready for predict and eval."""
@@ -28,7 +31,7 @@ def command(
         raise RunError(f"{out} exists already; give --out a new folder")
     plugins = PluginManager(files=plugin or [])
     importer = build_importer(plugins, name, settings or ())
-    found = import_model(importer, file, plugins)
+    found = import_model(importer, file, plugins, prefix)
     write_run(out, found.pipeline, found.labels, found.model)
     parameters = sum(p.numel() for p in found.model.parameters())
     typer.echo(f"{name}: {parameters:,} parameters, heads {', '.join(found.pipeline.heads)}; run folder: {out}")

@@ -186,18 +186,22 @@ def anchor_keys(
     return {"anchor_sizes": [list(of_level) for of_level in wide], "anchor_ratios": list(shapes)}
 
 
-def read_state(path: Path, wanted: Collection[str] = ()) -> dict[str, Tensor]:
+def read_state(path: Path, wanted: Collection[str] = (), prefix: str = "") -> dict[str, Tensor]:
     """The state dict in a file of weights; see :func:`~visionkit.model.weights.read_tensors`.
 
     Args:
         path: of the file.
         wanted: names of tensors that it should hold, see :func:`~visionkit.model.weights.module_state`. Without them
-            it is the dictionary in the file that holds most tensors.
+            it is what stands under ``model`` or ``state_dict``, or else all of the file.
+        prefix: only tensors whose names begin with this are read.
 
     Raises:
         UserError: no such file, one that holds no state dict, or none with the wanted names.
     """
-    tensors = read_tensors(path)
+    every = read_tensors(path)
+    tensors = {name: tensor for name, tensor in every.items() if name.startswith(prefix)}
+    if not tensors:
+        raise UserError(f"{path}: no tensor's name begins with '{prefix}'; {names_of(every)}")
     try:
         return module_state(tensors, wanted) if wanted else _largest(tensors)
     except UserError as error:
@@ -243,13 +247,13 @@ class Imported:
     model: MultiTaskModel
 
 
-def import_model(importer: Importer, path: Path, plugins: PluginManager) -> Imported:
-    """The model of an importer with the weights of a file.
+def import_model(importer: Importer, path: Path, plugins: PluginManager, prefix: str = "") -> Imported:
+    """The model of an importer with the weights of a file, of its tensors whose names begin with ``prefix``.
 
     Raises:
         UserError: tensors are missing, surplus or of the wrong shape; the first few are named.
     """
-    state = read_state(path, (importer.key,) if isinstance(importer.key, str) else importer.key)
+    state = read_state(path, (importer.key,) if isinstance(importer.key, str) else importer.key, prefix)
     try:
         text, labels = importer.describe(state)
         converted = importer.convert(state)

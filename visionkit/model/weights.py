@@ -179,7 +179,10 @@ def module_state(tensors: Mapping[str, Tensor], wanted: Collection[str]) -> dict
     for prefix in best[1:]:
         if not all(torch.equal(tensors[a], tensors[b]) for a, b in zip(first, votes[prefix])):
             shown = ", ".join(f"'{prefix}'" for prefix in best)
-            raise UserError(f"holds several networks of this kind, with the prefixes {shown}; save one of them alone")
+            raise UserError(
+                f"holds several networks of this kind, with the prefixes {shown}; choose one with "
+                "import-weights --prefix, or save one of them alone"
+            )
     return {
         plain[name].removeprefix(unwrapped(best[0])): tensor
         for name, tensor in tensors.items()
