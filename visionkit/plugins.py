@@ -7,6 +7,7 @@ one is written down in :attr:`PluginManager.problems` and stops nobody else.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import errno
 import hashlib
@@ -86,6 +87,7 @@ class PluginManager:
     Args:
         entry_points: whether installed plugins are looked for.
         files: plugin files, as given with ``--plugin``. There, a component's target may be ``":Class"``: in this file.
+            They can import modules of their own folder, as scripts can.
 
     Attributes:
         problems: what is wrong with plugins, none of which raises until a name is used that depends on it.
@@ -162,7 +164,10 @@ class PluginManager:
                 raise PluginError("not a Python file (its name must end in .py)")
             module = importlib.util.module_from_spec(spec)
             sys.modules[name] = module  # dataclasses and pickle look a class's module up by name
+            if str(file.parent) not in sys.path:
+                sys.path.append(str(file.parent))  # at its end: no file there can hide an installed module
             spec.loader.exec_module(module)
+            check_imports(file)
         except (Exception, SystemExit) as error:
             sys.modules.pop(name, None)
             self.problems.append(Problem(shown, shown, explain(error)))
@@ -243,6 +248,8 @@ class PluginManager:
             if component.name == component.target and os.getcwd() not in sys.path:
                 sys.path.append(os.getcwd())  # a class in a file beside the pipeline needs no packaging
             module = importlib.import_module(module_name)
+            if file is not None and file.__file__:
+                check_module(module_name.partition(".")[0], Path(file.__file__).parent)
         made = getattr(module, attribute, None)
         if made is None:
             public = [n for n in vars(module) if not n.startswith("_")]
@@ -258,6 +265,30 @@ class PluginManager:
         if not callable(made):
             raise PluginError(f"{attribute} is neither a class nor a function")
         return made
+
+
+def check_imports(file: Path) -> None:
+    """Raise ``PluginError`` if a plugin file was given another module than the one beside it that it names."""
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            names = [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+        for name in names:
+            check_module(name.partition(".")[0], file.parent)
+
+
+def check_module(name: str, folder: Path) -> None:
+    """Raise ``PluginError`` if ``folder`` holds a module of this name, but another one has been imported.
+
+    Modules of the standard library are meant whatever the folder holds.
+    """
+    beside = next((path for path in (folder / f"{name}.py", folder / name / "__init__.py") if path.is_file()), None)
+    if beside is None or name in sys.stdlib_module_names or name not in sys.modules:
+        return
+    used = getattr(sys.modules[name], "__file__", None) or "a module without a file"
+    if os.path.realpath(used) != os.path.realpath(beside):
+        raise PluginError(f"module '{name}' beside the plugin is hidden by {used}; give {beside} another name")
 
 
 def check_hooks(implemented: Iterable[str], known: Sequence[str]) -> None:

@@ -210,3 +210,50 @@ def test_life_cycle_hooks_are_called(write: Callable[[str, str], str], tmp_path:
     (module,) = [m for name, m in sys.modules.items() if name.startswith("visionkit_file_logger_")
                  and m.__file__ == str(tmp_path / "logger.py")]  # fmt: skip
     assert module.seen == [(3, {"a/b": 1.0})]
+
+
+def test_a_plugin_file_imports_modules_of_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder, elsewhere = tmp_path / "plugin", tmp_path / "elsewhere"
+    (folder / "beside_package").mkdir(parents=True)
+    elsewhere.mkdir()
+    (folder / "beside_one.py").write_text(textwrap.dedent(GOOD))
+    (folder / "beside_package" / "__init__.py").write_text("VALUE = 1")
+    (folder / "beside_late.py").write_text("from beside_one import Mirror as Late")
+    code = """
+        import beside_one
+        from beside_package import VALUE
+        from visionkit import Component, hookimpl
+
+        @hookimpl
+        def visionkit_components():
+            targets = ("beside_one:Mirror", "beside_late:Late")
+            return [Component("transform", target.lower().replace(":", "_"), target, "") for target in targets]
+    """
+    (folder / "register.py").write_text(textwrap.dedent(code))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(elsewhere)
+    plugins = manager("../plugin/register.py")
+    assert plugins.problems == []
+    assert plugins.load("transform", "beside_one_mirror").__name__ == "Mirror"
+    assert plugins.load("transform", "beside_late_late").__name__ == "Mirror"
+    assert sys.path[-1] == str(folder)
+
+
+def test_modules_of_one_name_in_the_folders_of_two_plugins_are_not_confused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    files = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "beside_both.py").write_text(f"NAME = {name!r}")
+        (tmp_path / name / "json.py").write_text("raise RuntimeError('not this one')")
+        files.append(tmp_path / name / f"plugin_{name}.py")
+        files[-1].write_text("import json\nimport beside_both\n" + textwrap.dedent(GOOD).replace("mirror", name))
+    plugins = manager(*map(str, files))
+    assert plugins.load("transform", "one").__name__ == "Mirror"
+    (problem,) = plugins.problems
+    assert problem.plugin.endswith("plugin_two.py")
+    assert "module 'beside_both' beside the plugin is hidden by" in problem.reason
+    with pytest.raises(PluginError, match="module 'beside_both' beside the plugin is hidden"):
+        plugins.load("transform", "two")
