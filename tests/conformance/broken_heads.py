@@ -322,6 +322,62 @@ class DecidesByValues(Sound):
         return SemanticOutput(logits if bool(logits.mean() > 0) else -logits)
 
 
+class MixesDevices(Sound):
+    def forward(self, features, batch, upstream):
+        logits = super().forward(features, batch, upstream).logits
+        return SemanticOutput(logits + torch.zeros(logits.shape[-2:]))
+
+
+class LeavesALossOnTheCPU(Sound):
+    def losses(self, output, batch):
+        if not any((target.labels == 0).any() for target in batch.targets):
+            return {"entropy": torch.zeros((), requires_grad=True)}
+        return super().losses(output, batch)
+
+
+class PredictsThroughNumPy(Sound):
+    def predict(self, output, batch):
+        output.logits.argmax(1).numpy()
+        return super().predict(output, batch)
+
+
+class OverflowsInHalf(Sound):
+    def losses(self, output, batch):
+        flat = output.logits.flatten(1) * 1000
+        scale = (flat @ flat.T).sum()
+        return {"entropy": super().losses(output, batch)["entropy"].value() + scale * 1e-9}
+
+
+class RoundsCoordinates(SoundBoxes):
+    def forward(self, features, batch, upstream):
+        said = self.score(features["c4"].mean((2, 3)))
+        near, far = said[:, :2].sigmoid() * 0.5, 0.5 + said[:, 2:4].sigmoid() * 0.5
+        height, width = batch.images.shape[-2:]
+        scale = torch.stack((said.new_full((), width), said.new_full((), height))).repeat(2)
+        return BoxOutput((torch.cat((near, far), 1) * scale).float(), said[:, 4].sigmoid().float())
+
+
+class RoundsShares(SoundBoxes):
+    def forward(self, features, batch, upstream):
+        said = self.score(features["c4"].mean((2, 3)))
+        near, far = said[:, :2].sigmoid() * 0.5, 0.5 + said[:, 2:4].sigmoid() * 0.5
+        height, width = batch.images.shape[-2:]
+        scale = torch.stack((said.new_full((), width), said.new_full((), height))).repeat(2)
+        return BoxOutput(torch.cat((near, far), 1).float() * scale.float(), said[:, 4].sigmoid().float())
+
+
+class WaitsForEveryRow(Sound):
+    def losses(self, output, batch):
+        rows = [row.mean().item() for logits in output.logits for row in logits[0]]
+        return {"entropy": super().losses(output, batch)["entropy"].value() + 0 * sum(rows)}
+
+
+class WaitsForEveryRowItPredicts(Sound):
+    def predict(self, output, batch):
+        assert all(bool(row.isfinite().all()) for logits in output.logits for row in logits[0])
+        return super().predict(output, batch)
+
+
 class LevelsAreAList(Sound):
     def __init__(self, spec: FeatureSpec, labels: LabelSet) -> None:
         super().__init__(spec, labels)
@@ -412,6 +468,14 @@ HEADS = [
     (LeavesScoresInHalf, "half_precision_works", "bfloat16"),
     (RelyOnMemoryOrder, "memory_formats_agree", "channels-last"),
     (DecidesByValues, "forward_can_be_exported", "torch.export"),
+    (MixesDevices, "works_on_an_accelerator", "broken_heads.py"),
+    (LeavesALossOnTheCPU, "works_on_an_accelerator", "loss 'entropy' is on the CPU"),
+    (PredictsThroughNumPy, "works_on_an_accelerator", "to numpy"),
+    (OverflowsInHalf, "works_on_an_accelerator", "16-mixed, loss 'entropy' is inf"),
+    (RoundsCoordinates, "works_on_an_accelerator", "rounded to half precision"),
+    (RoundsShares, "works_on_an_accelerator", "rounded to half precision"),
+    (WaitsForEveryRow, "works_on_an_accelerator", "in a training step the host waits"),
+    (WaitsForEveryRowItPredicts, "works_on_an_accelerator", "in a prediction the host waits"),
     (LevelsAreAList, "declares_what_it_is", "must be a tuple"),
     (NamesNoEvaluator, "evaluators_read_its_predictions", "did you mean 'semantic'"),
     (IsJudgedAsBoxes, "evaluators_read_its_predictions", "reads a BoxPrediction"),
