@@ -40,7 +40,7 @@ train:
   steps: 6
   batch_size: 3
   optimizer: {{name: sgd, lr: 0.01}}
-  warmup: {{steps: 2, factor: 0.1}}
+  warmup: {{steps: 1, factor: 0.1}}
   clip: 10.0
   ema: 0.9
   workers: 0
