@@ -20,7 +20,7 @@ from visionkit.data.wiring import build_feeds
 from visionkit.errors import RunError
 from visionkit.evaluate.over_time import pictures_over_time
 from visionkit.evaluate.runner import evaluate_model
-from visionkit.model.graph import Branches, Counts, Losses, Step
+from visionkit.model.graph import Branches, Counts, Losses, MultiTaskModel, Step
 from visionkit.model.run import load_state
 from visionkit.train.balance import Balancer, gradients_at, gramian
 from visionkit.train.checkpoint import load_optimizer, rng_state, save_checkpoint, set_rng_state
@@ -68,8 +68,7 @@ class Training:
         self.phases = phases_of(model)
         self.norms = norms_of_phases(model, self.phases)
         optimizers = build_optimizers(model, self.phases, pipeline, self.balancer)
-        # DDP sends the buffers of the first process to all others before each forward pass.
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(model.local_buffers()))
+        keep_local_buffers(model)
         self.module = fabric.setup_module(model)
         ready = fabric.setup_optimizers(*optimizers.values())
         self.optimizers = dict(zip(optimizers, ready if isinstance(ready, list | tuple) else [ready]))
@@ -452,6 +451,12 @@ class Training:
         if state["scaler"]:
             self.fabric.strategy.precision.load_state_dict(state["scaler"])
         set_rng_state(state["rng"][self.fabric.global_rank])
+
+
+def keep_local_buffers(model: MultiTaskModel) -> None:
+    """DDP copies the buffers of the first process to all others before each forward pass; here, not those in which each
+    process keeps values of its own."""
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(model.local_buffers()))
 
 
 def _detached(outputs: dict[str, Any]) -> dict[str, Any]:
