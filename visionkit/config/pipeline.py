@@ -149,7 +149,7 @@ class TrainConfig:
         clip: largest norm of all gradients together.
         phases: by name of a phase beside ``main`` (an adversarial head's), its optimiser; without a
             ``name``, what differs from that of ``main``.
-        accumulate: batches whose gradients make one step.
+        accumulate: batches whose gradients make one step, equal to that of one batch so many times as large.
         ema: decay of the moving average of weights, per step.
         init: weights to start from: a run folder or a safetensors file.
         checkpoint_every: steps between checkpoints; ``None``: a tenth of the run.
