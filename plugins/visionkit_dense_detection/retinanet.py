@@ -198,7 +198,7 @@ class RetinaNet(Head):
             torch.cat(output.logits, 1), matched, labels, at=(image, anchor), alpha=self.alpha, gamma=self.gamma
         )
         each = self._box_losses(torch.cat(output.deltas, 1)[image, anchor], anchors[anchor], boxes)
-        on_boxes = torch.zeros_like(on_classes).index_add(0, image, each)
+        on_boxes = torch.zeros_like(on_classes).index_add(0, image, each.to(on_classes.dtype))
         positives = (matched >= 0).sum(1)
         if self.per_image:
             on_classes, on_boxes = on_classes / positives.clamp(min=1), on_boxes / positives.clamp(min=1)

@@ -24,7 +24,7 @@ class PictureOutput(Output):
 def wanted(batch: Batch[PictureTarget]) -> Tensor:
     """The pictures of the targets, (B, 3, H, W) in -1 ... 1, padded as the images are."""
     size = (batch.images.shape[2], batch.images.shape[3])
-    return torch.stack([target.padded(size).signed() for target in batch.targets])
+    return torch.stack([target.padded(size).signed() for target in batch.targets]).to(batch.images.dtype)
 
 
 def inside(batch: Batch) -> Tensor:

@@ -65,7 +65,7 @@ def draw_gaussians(
         reach: the largest radius, where the caller knows it; otherwise the host waits for the device to find it.
         drawn: (N,) bool, which of them are drawn; ``None``: all.
     """
-    maps = torch.zeros(shape, device=cells.device)
+    maps = torch.zeros(shape, dtype=torch.float32, device=cells.device)
     if not len(cells):
         return maps
     _, height, width = shape

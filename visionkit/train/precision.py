@@ -42,8 +42,8 @@ class DoubleEverything(DoublePrecision):
 class HalfWeights(Precision):
     """``bf16-true`` and ``16-true``: weights, their gradients and the optimizer's state in half precision.
 
-    Only parameters of two or more dimensions are converted. Scales, biases and the statistics of normalization layers
-    stay in float32, as do coordinates and losses: the model runs under autocast, as with ``bf16-mixed``.
+    Parameters and statistics of normalization layers, and of other modules without a parameter of two or more
+    dimensions, stay in float32. So do coordinates and losses: the model runs under autocast, as with ``bf16-mixed``.
 
     Args:
         precision: ``"bf16-true"`` or ``"16-true"``.
@@ -56,8 +56,9 @@ class HalfWeights(Precision):
 
     def convert_module(self, module: nn.Module) -> nn.Module:
         self.module = module
-        for parameter in module.parameters():
-            if parameter.is_floating_point() and parameter.ndim > 1:
+        for part in module.modules():
+            parameters = [p for p in part.parameters(recurse=False) if p.is_floating_point()]
+            for parameter in parameters if any(p.ndim > 1 for p in parameters) else ():
                 parameter.data = parameter.data.to(self.dtype)
         return module
 
