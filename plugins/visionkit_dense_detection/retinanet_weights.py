@@ -9,7 +9,16 @@ from torch import Tensor
 
 from visionkit.data.coco_classes import COCO_OBJECTS, COCO_OBJECTS_90
 from visionkit.model import detectron2, torchvision
-from visionkit.model.importing import Importer, anchor_keys, class_labels, count_in, numbers_in, rename, section, shape_of
+from visionkit.model.importing import (
+    Importer,
+    anchor_keys,
+    class_labels,
+    count_in,
+    numbers_in,
+    rename,
+    section,
+    shape_of,
+)
 from visionkit.numbers import AnchorSizes, Factors, NonNegative
 from visionkit.types import LabelSet
 from visionkit_dense_detection.retinanet import SIZES

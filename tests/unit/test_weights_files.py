@@ -169,7 +169,7 @@ def test_pickled_arrays_are_read(protocol: int, tmp_path: Path) -> None:
 
 
 def test_tensors_without_values_of_their_own_are_refused(tmp_path: Path) -> None:
-    for tensor in (torch.ones(1).expand(10**9, 10**6), torch.eye(3).to_sparse()):
+    for tensor in (torch.ones(1).expand(10**9, 10**6), torch.eye(3).to_sparse(), torch.ones(2) * 1j):
         torch.save({"a": tensor}, tmp_path / "odd.pth")
         with pytest.raises(UserError, match="a is not a plain tensor"):
             read_tensors(tmp_path / "odd.pth")
@@ -196,6 +196,37 @@ def test_weights_of_a_backbone_in_a_larger_model(prefix: str, tmp_path: Path) ->
     torch.save({"model_state_dict": state, "args": argparse.Namespace(lr=1)}, tmp_path / "weights.pth")
     backbone = TimmBackbone(model="resnet10t", pretrained=str(tmp_path / "weights.pth"))
     assert torch.equal(backbone.body.layer4[0].conv1.weight, theirs.layer4[0].conv1.weight)
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("resnet18", {"layers": [1, 3, 1, 2]}),
+        ("resnet50", {"layers": [1, 1, 2, 1], "cardinality": 8, "base_width": 8}),
+        ("convnext_atto", {"depths": [1, 1, 3, 2], "dims": [8, 16, 24, 32]}),
+        ("efficientnet_b0", {}),
+        ("mobilenetv3_small_050", {}),
+        ("densenet121", {"block_config": [1, 2, 2, 1]}),
+    ],
+)
+@torch.no_grad()
+def test_backbones_of_other_depths_and_numbers_of_classes_are_those_of_timm(
+    model: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    theirs = timm.create_model(model, num_classes=5, **options).eval()
+    torch.save({"net": with_prefix("module.backbone.", theirs.state_dict())}, tmp_path / "weights.pth")
+    ours = TimmBackbone(model=model, options=options, pretrained=str(tmp_path / "weights.pth")).eval()
+    images = torch.randn(1, 3, 64, 96)
+    # The maps of all strides, of which the last one of each counts; without them, all that the classifier reads.
+    if hasattr(theirs, "forward_intermediates"):
+        wanted = {x.shape[-1]: x for x in theirs.forward_intermediates(images, intermediates_only=True)}
+        found = {x.shape[-1]: x for x in ours(images).values()}
+        assert found.keys() == wanted.keys()
+        for size, want in wanted.items():
+            torch.testing.assert_close(found[size], want)
+    else:
+        torch.testing.assert_close(theirs.features.norm5(ours(images)["c5"]), theirs.forward_features(images))
 
 
 def test_the_names_of_a_backbone_of_another_kind_are_shown(tmp_path: Path) -> None:

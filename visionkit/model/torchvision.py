@@ -20,8 +20,15 @@ EVALUATE: Mapping[str, Any] = {
 
 
 def stages(state: Mapping[str, Tensor]) -> list[str]:
-    """What the names of each stage of the backbone begin with; torchvision leaves out those that nothing reads."""
-    return [f"backbone.body.layer{i}." for i in numbers_in(state, "backbone.body.layer#.")]
+    """What the names of each stage of the backbone begin with; torchvision leaves out those that nothing reads.
+
+    Raises:
+        UserError: it is no ResNet.
+    """
+    found = [f"backbone.body.layer{i}." for i in numbers_in(state, "backbone.body.layer#.")]
+    if not found:
+        raise UserError("no tensor begins with 'backbone.body.layer1.', so that its backbone is no ResNet")
+    return found
 
 
 def backbone_section(state: Mapping[str, Tensor]) -> dict[str, Any]:

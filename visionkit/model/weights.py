@@ -106,13 +106,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: holds no state dict (names and tensors)")
     for name, tensor in found.items():
         if not is_dense(tensor):
-            raise UserError(f"{path}: {name} is not a plain tensor, but sparse, quantized or without values of its own")
+            raise UserError(
+                f"{path}: {name} is not a plain tensor, but sparse, quantized, complex or without values of its own"
+            )
     return found
 
 
 def is_dense(tensor: Tensor) -> bool:
     """Whether every element has a place in memory; an expanded tensor claims any size."""
-    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+    if (
+        tensor.is_nested
+        or tensor.layout != torch.strided
+        or tensor.is_quantized
+        or tensor.is_meta
+        or tensor.is_complex()
+    ):
         return False
     return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
 
@@ -134,7 +142,8 @@ def _reason(error: Exception) -> str:
         return f"it holds an object of type {stranger[1]}; only tensors and plain containers are read"
     reason = (str(error).splitlines() or [""])[0]
     # Else it is a key, or the number of a byte.
-    return reason if len(reason.split()) > 1 and "Weights only load failed" not in reason else _NOT_WEIGHTS
+    vague = len(reason.split()) < 2 or any(text in reason for text in ("Weights only load failed", "header"))
+    return _NOT_WEIGHTS if vague else reason
 
 
 def _tensors(value: Any, prefix: str = "", seen: frozenset[int] = frozenset()) -> Iterator[tuple[str, Tensor]]:
