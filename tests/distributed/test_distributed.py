@@ -150,3 +150,8 @@ def test_a_run_of_two_processes_goes_on_bit_for_bit_where_it_stopped(files, tmp_
         assert all(torch.equal(value, parts[part][name]) for name, value in whole[part].items())
     lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "losses" in line] == [1, 2, 3, 4]
+
+
+def test_buffers_are_shared_unless_a_module_keeps_its_own(two) -> None:
+    assert [found["buffers"]["own"].item() for found in two] == [1.0, 2.0]
+    assert [found["buffers"]["shared"].item() for found in two] == [1.0, 1.0]

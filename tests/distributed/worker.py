@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -20,13 +21,13 @@ from visionkit.config import Pipeline, load_pipeline
 from visionkit.data.loader import train_loader
 from visionkit.data.wiring import build_feeds, build_sources, resolve_labels
 from visionkit.evaluate.runner import evaluate_model
-from visionkit.model import Step
+from visionkit.model import MultiTaskModel, Step
 from visionkit.model.build import build_model
 from visionkit.model.run import RunFolder
 from visionkit.plugins import PluginManager
 from visionkit.train.loop import Run, start_processes
 from visionkit.train.progress import Averages
-from visionkit.train.step import Training
+from visionkit.train.step import Training, keep_local_buffers
 from visionkit.types import MixedBatch
 
 # Everything that is drawn at random (which anchors, which proposals) is taken whole, and no layer looks at the batch.
@@ -149,10 +150,39 @@ def accumulated(file: str, plugins: PluginManager, fabric: Fabric, parts: int) -
         "norms": ["train.balancer=gradnorm"],
     }
     found = {
-        name: update(load_pipeline(file, [*SURE, *own]), plugins, fabric, parts, **some) for name, own in changes.items()
+        name: update(load_pipeline(file, [*SURE, *own]), plugins, fabric, parts, **some)
+        for name, own in changes.items()
     }
     found["phases"] = update(load_pipeline(file, [*SURE, *PHASED]), plugins, fabric, parts, paint=[1, 2, 3])
     return found
+
+
+class Pool(nn.Module):
+    """A parameter, a buffer that the processes share, and one in which each keeps its own."""
+
+    local_buffers = ("own",)
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.register_buffer("own", torch.tensor(value))
+        self.register_buffer("shared", torch.tensor(value))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+def buffers(fabric: Fabric) -> dict[str, torch.Tensor]:
+    """The buffers of such a module after two forward passes; they start from 1, 2 ... in the processes."""
+    pool = Pool(fabric.global_rank + 1.0)
+    model = MultiTaskModel(None, None, {})
+    model.heads["pool"] = pool
+    model.forward = pool.forward  # type: ignore[method-assign, assignment]
+    keep_local_buffers(model)
+    module = fabric.setup_module(model)
+    for _ in range(2):
+        fabric.backward(module(torch.ones(1, 1)).sum())
+    return {"own": pool.own, "shared": pool.shared}
 
 
 def everything(file: str, plugin: str, out: Path, fabric: Fabric | None = None) -> dict[str, Any]:
@@ -174,6 +204,7 @@ def everything(file: str, plugin: str, out: Path, fabric: Fabric | None = None) 
         "accumulated": accumulated(file, plugins, fabric, parts=1 if fabric.world_size == 1 else 2),
         "sharded": sharded(pipeline, plugins, fabric, boxes=[0, 1], keypoints=[3]),
         "metrics": metrics(pipeline, plugins, fabric, out),
+        "buffers": buffers(fabric),
     }
 
 
