@@ -240,6 +240,20 @@ def test_the_command_overwrites_nothing_and_suggests_names(tmp_path: Path) -> No
         command("torchvision/maskrcnn_resnet50", tmp_path / "weights.pth", tmp_path / "new")
 
 
+def test_every_importer_is_in_the_how_to() -> None:
+    text = (Path(__file__).parents[2] / "docs/how-to/import-weights.md").read_text(encoding="utf-8")
+    names = [listed.component.name for listed in PluginManager().components("importer")]
+    assert len(names) > 30
+    assert [name for name in names if f"`{name}`" not in text] == []
+
+
+def test_numbers_in_prefixes_are_taken_over() -> None:
+    one = torch.ones(1)
+    state = {"a.3.b.12.w": one, "a.3.c": one, "a.x": one}
+    names = {"a.#.": "m.#.", "a.#.b.#.": "n.#.#.", "a.": "rest."}
+    assert rename(state, names).keys() == {"n.3.12.w", "m.3.c", "rest.x"}
+
+
 def test_longest_prefix_wins() -> None:
     one = torch.ones(1)
     assert rename({"a.b.c": one, "a.x": one}, {"a.": "m.", "a.b.": "n."}).keys() == {"n.c", "m.x"}

@@ -279,6 +279,33 @@ def test_what_the_weights_do_not_tell_is_asked_for(name: str, shapes: of.Shapes,
         build_importer(PluginManager(), name).describe(tensors(shapes, "meta"))
 
 
+@pytest.mark.parametrize("stride", [8, 16])
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("deeplab_pytorch/deeplabv3_resnet101", of.deeplab_pytorch("3", (3, 4, 6, 3), 4, 3)),
+        ("deeplab_pytorch/deeplabv3plus_resnet101", of.deeplab_pytorch("3+", (3, 4, 6, 3), 4, 3)),
+        ("deeplab_xception/deeplabv3plus_resnet101", of.deeplab_resnet((3, 4, 6, 3), 4)),
+    ],
+)
+def test_dilations_and_strides_of_deeplab(name: str, shapes: of.Shapes, stride: int) -> None:
+    _, _, model = described(name, shapes, f"output_stride={stride}")
+    body, factor = model.backbone.resnet.body, 16 // stride  # type: ignore[union-attr]
+    assert {block.conv2.dilation for block in body.layer3} == {(factor, factor)}
+    assert [block.conv2.dilation[0] for block in body.layer4] == [2 * factor, 4 * factor, 8 * factor]
+    branches = model.head("semantic").aspp.branches
+    assert [branch.conv.dilation[0] for branch in branches[1:]] == [6 * factor, 12 * factor, 18 * factor]
+    assert model.backbone.spec["c5"].stride == stride  # type: ignore[union-attr]
+
+
+def test_dilations_of_deeplab_on_xception_at_stride_8() -> None:
+    _, _, model = described("deeplab_xception/deeplabv3plus_xception65", of.deeplab_xception(3, 4), "output_stride=8")
+    blocks: Any = model.backbone.blocks  # type: ignore[union-attr]
+    dilations = [[conv.depthwise.dilation[0] for conv in block.convs] for block in blocks]
+    assert dilations == [[1, 1, 1], [1, 1, 1], [1, 1, 1], *[[2, 2, 2]] * 3, [2, 2, 1]]
+    assert [conv.depthwise.dilation[0] for conv in model.backbone.exit] == [4, 4, 4]  # type: ignore[union-attr]
+
+
 def test_yolact_has_the_anchors_of_its_published_size() -> None:
     pipeline, _, _ = described("yolact/resnet50", of.yolact((3, 4, 6, 3), 80), "image_size=550")
     assert pipeline.heads["objects"].args["anchor_sizes"] == [[24], [48], [96], [192], [384]]
