@@ -38,7 +38,7 @@ class TorchvisionRetinaNet(Importer):
         anchor_sizes: of each level, where they are not torchvision's.
         anchor_ratios: height / width of the anchors, likewise.
         norm_eps: of frozen batch norms; 0 for a model that was fine-tuned from torchvision's weights ``COCO_V1``. The
-            published file itself is recognised.
+            published file itself is recognized.
     """
 
     key = "head.classification_head.cls_logits.weight"

@@ -70,7 +70,7 @@ SEMANTIC_NAMES = {
 class FasterRCNN(Importer):
     """``faster_rcnn_R_50_FPN`` and deeper ones: boxes.
 
-    Depth and width of the backbone, levels, layers of the branches and classes are told from the tensors.
+    Depth and width of the backbone, levels, layers of the branches and classes are read from the tensors.
 
     Args:
         anchor_sizes: of each level, where they are not those of the model zoo.

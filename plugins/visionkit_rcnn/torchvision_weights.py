@@ -57,13 +57,13 @@ SCORES = "roi_heads.box_predictor.cls_score.weight"
 class FasterRCNN(Importer):
     """``fasterrcnn_resnet50_fpn`` and its second version: boxes.
 
-    Depth and width of the backbone, the levels of the pyramid, convolutions and classes are told from the tensors.
+    Depth and width of the backbone, the levels of the pyramid, convolutions and classes are read from the tensors.
 
     Args:
         anchor_sizes: of each level, where they are not torchvision's.
         anchor_ratios: height / width of the anchors, likewise.
         norm_eps: of frozen batch norms; 0 for a model that was fine-tuned from torchvision's weights ``COCO_V1``. The
-            published files themselves are recognised.
+            published files themselves are recognized.
     """
 
     key = SCORES
@@ -123,7 +123,7 @@ class MaskRCNN(FasterRCNN):
         anchor_sizes: of each level, where they are not torchvision's.
         anchor_ratios: height / width of the anchors, likewise.
         norm_eps: of frozen batch norms; 0 for a model that was fine-tuned from torchvision's weights ``COCO_V1``. The
-            published files themselves are recognised.
+            published files themselves are recognized.
     """
 
     names = {**MASK_NAMES, **{f"roi_heads.mask_head.mask_fcn{i + 1}.": f"{MASKS}conv.{i}.conv." for i in range(16)}}
@@ -146,7 +146,7 @@ class KeypointRCNN(FasterRCNN):
         anchor_sizes: of each level, where they are not torchvision's.
         anchor_ratios: height / width of the anchors, likewise.
         norm_eps: of frozen batch norms; 0 for a model that was fine-tuned from torchvision's weights ``COCO_V1``. The
-            published files themselves are recognised.
+            published files themselves are recognized.
     """
 
     names = {

@@ -104,7 +104,7 @@ class DeepLabV3(_DeepLab):
     """``DeepLabV3_ResNet101_MSC`` without its scales.
 
     Args:
-        output_stride: 8 or 16, which the weights do not tell.
+        output_stride: 8 or 16; it cannot be determined from the weights.
         rates: dilations of the branches at output stride 16; they are twice as large at 8.
         multi_grid: factors of the dilations in the last stage.
     """
@@ -138,7 +138,7 @@ class DeepLabV3Plus(DeepLabV3):
     """``DeepLabV3Plus_ResNet101_MSC`` without its scales.
 
     Args:
-        output_stride: 8 or 16, which the weights do not tell.
+        output_stride: 8 or 16; it cannot be determined from the weights.
         rates: dilations of the branches at output stride 16; they are twice as large at 8.
         multi_grid: factors of the dilations in the last stage.
     """

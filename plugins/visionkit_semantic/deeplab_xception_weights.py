@@ -57,7 +57,7 @@ class ResNet(Importer):
     """``DeepLab(backbone="resnet")``.
 
     Args:
-        output_stride: 8 or 16, which the weights do not tell.
+        output_stride: 8 or 16; it cannot be determined from the weights.
     """
 
     key = "decoder.last_conv.8.weight"
@@ -97,7 +97,7 @@ class Xception(ResNet):
     """``DeepLab(backbone="xception")``, of any number of blocks in the middle.
 
     Args:
-        output_stride: 8 or 16, which the weights do not tell.
+        output_stride: 8 or 16; it cannot be determined from the weights.
     """
 
     def backbone(self, state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class PSPNet(Importer):
     """``PSPNet(layers=50 | 101 | 152, zoom_factor=8)``, for sides of 8 n + 1 pixels. Its output stride is always 8.
 
     Args:
-        bins: cells a side of each average, which the weights do not tell; they tell how many there are.
+        bins: cells per side of each average; only their number can be read from the weights.
     """
 
     key = "cls.4.weight"

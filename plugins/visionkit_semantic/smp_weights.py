@@ -22,7 +22,7 @@ SCORE = "segmentation_head.0."
 
 
 class SMP(Importer):
-    """What both have in common. Which ResNet it is and how many classes there are is told from the tensors.
+    """What both have in common. Which ResNet it is and how many classes there are is read from the tensors.
 
     A model of one class gives the probability of a foreground by a sigmoid: the same as two classes of which the
     background always scores 0.
@@ -92,7 +92,7 @@ class DeepLabV3Plus(SMP):
     """``DeepLabV3Plus("resnet...")``.
 
     Args:
-        output_stride: 8 or 16, which the weights do not tell.
+        output_stride: 8 or 16; it cannot be determined from the weights.
         rates: dilations of the branches, as ``decoder_atrous_rates`` has them.
     """
 

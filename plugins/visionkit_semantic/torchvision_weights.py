@@ -22,7 +22,7 @@ SHARED = {
 
 
 class TorchvisionSegmentation(Importer):
-    """What both have in common. Depth, classes, and whether there are auxiliary scores are told from the tensors."""
+    """What both have in common. Depth, classes, and whether there are auxiliary scores are read from the tensors."""
 
     key = "classifier.4.weight"
     names: Mapping[str, str]

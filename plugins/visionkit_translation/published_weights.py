@@ -64,7 +64,7 @@ def without_statistics(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class _Generator(Importer):
-    """A generator of either kind. Depth, width and normalisation are told from the tensors."""
+    """A generator of either kind. Depth, width and normalization are read from the tensors."""
 
     def describe(self, state: Mapping[str, Tensor]) -> tuple[str, Mapping[str, LabelSet]]:
         size = self.side(state)
@@ -164,7 +164,7 @@ def _blocks(state: Mapping[str, Tensor]) -> int:
 
 
 def three_colors(state: Mapping[str, Tensor], first: str, last: str, *, transposed: bool = False) -> int:
-    """Channels after the first convolution of a generator from colour images to colour images.
+    """Channels after the first convolution of a generator from color images to color images.
 
     Raises:
         UserError: other images.
@@ -172,12 +172,12 @@ def three_colors(state: Mapping[str, Tensor], first: str, last: str, *, transpos
     width, inputs = shape_of(state, first)[:2]
     outputs = shape_of(state, last)[1 if transposed else 0]
     if (inputs, outputs) != (3, 3):
-        raise UserError(f"a generator from {inputs} to {outputs} channels; only colour images (3 to 3) can be imported")
+        raise UserError(f"a generator from {inputs} to {outputs} channels; only color images (3 to 3) can be imported")
     return width
 
 
 def norm_in(state: Mapping[str, Tensor], bias: str, scale: str) -> str:
-    """The normalisation: one with a scale, or the instance norm without, beside which convolutions have biases.
+    """The normalization: one with a scale, or the instance norm without, beside which convolutions have biases.
 
     Raises:
         UserError: there is none.
@@ -186,7 +186,7 @@ def norm_in(state: Mapping[str, Tensor], bias: str, scale: str) -> str:
         return "image"
     if bias in state:
         return "instance"
-    raise UserError(f"neither {scale} nor {bias} is there: generators without normalisation cannot be imported")
+    raise UserError(f"neither {scale} nor {bias} is there: generators without normalization cannot be imported")
 
 
 def anew(head: Head) -> dict[str, Tensor]:

@@ -43,7 +43,8 @@ class YOLACT(Importer):
     each other by a part of a cell.
 
     Args:
-        image_size: side of the images in pixels, which the weights do not tell: ``max_size`` of the configuration.
+        image_size: side of the images in pixels (``max_size`` of the configuration); it cannot be determined from the
+            weights.
         anchor_sizes: of each level; by default those of 550 pixels in proportion to the size, in whole pixels, as in
             the published configurations.
         anchor_ratios: width / height of the priors.

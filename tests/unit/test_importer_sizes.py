@@ -72,7 +72,7 @@ def fixture_shapes(file: str, **changes: tuple[int, ...]) -> of.Shapes:
 
 
 def described(name: str, shapes: of.Shapes, *settings: str) -> tuple[Pipeline, dict[str, LabelSet], MultiTaskModel]:
-    """What a state dict on the meta device is told to be; every tensor of the model has one, and none is left over."""
+    """The pipeline, labels and model of a state dict on the meta device, all of whose tensors have a place."""
     importer, plugins = build_importer(PluginManager(), name, settings), PluginManager()
     state = tensors(shapes, "meta")
     text, labels = importer.describe(state)
@@ -265,7 +265,11 @@ def test_labels_of_other_numbers_of_classes_and_keypoints_are_numbered() -> None
 @pytest.mark.parametrize(
     ("name", "shapes", "asked"),
     [
-        ("yolact/resnet50", of.yolact((3, 4, 6, 3), 80), "image_size: add --set image_size=550"),
+        (
+            "yolact/resnet50",
+            of.yolact((3, 4, 6, 3), 80),
+            "image_size cannot be determined from the weights: add --set image_size=550",
+        ),
         ("semseg/pspnet50", of.pspnet((3, 4, 6, 3), 21, 2), r"2 averages: add --set bins=\[...\]"),
         (
             "deeplab_pytorch/deeplabv2_resnet101",
@@ -319,7 +323,7 @@ def test_yolact_has_the_anchors_of_its_published_size() -> None:
     ],
 )
 def test_generators_of_other_images_are_refused(shapes: of.Shapes) -> None:
-    with pytest.raises(UserError, match=r"only colour images \(3 to 3\)"):
+    with pytest.raises(UserError, match=r"only color images \(3 to 3\)"):
         build_importer(PluginManager(), "cyclegan/resnet9").describe(tensors(shapes, "meta"))
 
 

@@ -201,7 +201,9 @@ def test_an_encoder_that_is_no_resnet_is_an_error(encoder: str, said: str) -> No
 def test_an_output_stride_that_the_weights_do_not_tell_is_asked_for(name: str, folder: str) -> None:
     entries = json.loads((DATA / folder / "keys.json").read_text())
     state = {entry["name"]: torch.empty(entry["shape"], device="meta") for entry in entries}
-    with pytest.raises(UserError, match="do not tell output_stride: add --set output_stride=8 or 16"):
+    with pytest.raises(
+        UserError, match="output_stride cannot be determined from the weights: add --set output_stride=8 or 16"
+    ):
         build_importer(PluginManager(), name).describe(state)
     text, _ = build_importer(PluginManager(), name, ["output_stride=8"]).describe(state)
     assert parse_pipeline(text).backbone.args["output_stride"] == 8  # type: ignore[union-attr]

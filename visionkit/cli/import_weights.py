@@ -14,7 +14,7 @@ def command(
     out: Annotated[Path, typer.Option(help="The run folder to make.")],
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="What the weights do not tell; may be repeated."),
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting that weights do not contain; may be repeated."),
     ] = None,
     prefix: Annotated[
         str, typer.Option(help="Read only tensors whose names begin with this, where a file holds several networks.")

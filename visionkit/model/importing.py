@@ -32,18 +32,18 @@ if TYPE_CHECKING:
 class Importer(ABC):
     """Knows one family of foreign models.
 
-    It is built with keyword arguments only, for what cannot be told from tensors, such as an output stride; they are
-    given as ``visionkit import-weights --set KEY=VALUE``.
+    The constructor takes keyword arguments only: what cannot be determined from tensors, such as an output stride. They
+    are given as ``visionkit import-weights --set KEY=VALUE``.
 
     Class attributes:
-        key: name of a tensor that every such model has, or several of which it has one. It tells where in a file the
-            model is: what stands before it (``state_dict.module.``) is dropped from all names. Without a key, the names
-            are taken as they are.
+        key: name of a tensor that every such model has, or several of which it has one. It locates the model
+            in a file: what stands before it (``state_dict.module.``) is dropped from all names. Without a key, the
+            names are taken as they are.
         pipeline: YAML of the same model here, with the transforms of its evaluation and without sources.
         labels: by head, the classes that the weights know.
 
-    Where the foreign model comes in several sizes, :meth:`describe` tells from the weights which one it is, and there
-    are no such attributes.
+    Where the foreign model comes in several sizes, :meth:`describe` determines it from the weights, and
+    ``pipeline`` and ``labels`` are not needed.
     """
 
     key: ClassVar[str | tuple[str, ...]] = ()
@@ -54,7 +54,7 @@ class Importer(ABC):
         """``pipeline`` and ``labels`` of the model that these tensors belong to.
 
         Raises:
-            UserError: they are of another model, or something is missing that tensors do not tell.
+            UserError: they are of another model, or a setting is missing that cannot be determined from tensors.
         """
         return self.pipeline, self.labels
 
@@ -155,7 +155,7 @@ def section(**keys: Any) -> str:
 def given(value: Any, key: str, choices: str) -> Any:
     """``value``, an option of an importer. Raises ``UserError`` that asks for it where it is ``None``."""
     if value is None:
-        raise UserError(f"the weights do not tell {key}: add --set {key}={choices}")
+        raise UserError(f"{key} cannot be determined from the weights: add --set {key}={choices}")
     return value
 
 
@@ -166,7 +166,7 @@ def anchor_keys(
     ratios: Sequence[float] | None,
     usual: tuple[Sequence[Sequence[float]], Sequence[float]],
 ) -> dict[str, Any]:
-    """The keys of a head for its anchors, which the weights count, but do not tell.
+    """The keys of a head for its anchors. The weights only contain how many there are at each cell.
 
     Args:
         per_cell: anchors at each cell.

@@ -34,7 +34,7 @@ def resnet_section(
 ) -> dict[str, Any]:
     """The keys ``model`` and ``options`` of a backbone section for the ResNet that a state dict holds.
 
-    Any number of blocks and any width per stage can be told from the shapes; strides and dilations cannot.
+    Any number of blocks and any width per stage can be read from the shapes; strides and dilations cannot.
 
     Args:
         state: names and tensors.

@@ -1,4 +1,4 @@
-"""Weights files of other projects: read without running any code of theirs, and searched for the module that is wanted.
+"""Weights files of other projects: reads them without executing code, and finds the module of interest in them.
 
 A training checkpoint holds its weights somewhere inside nested dictionaries, under names with prefixes of the modules
 around them. Both are handled alike: dictionaries become prefixes too, and the prefix is found by comparing names.
@@ -87,7 +87,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a weights file by name; those in nested dictionaries have the keys before their names, with dots.
 
     Safetensors, files of ``torch.save`` and pickled NumPy arrays (detectron2's ``.pkl``) are read. Nothing in a file is
-    ever run. Values that describe the training, such as an ``argparse.Namespace``, are passed over; lists and
+    ever executed. Values that describe the training, such as an ``argparse.Namespace``, are ignored; lists and
     dictionaries with other keys than text (an optimizer's state) are not searched.
 
     Raises:
