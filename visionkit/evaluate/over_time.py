@@ -17,6 +17,7 @@ from visionkit.draw.canvas import bounded
 from visionkit.model.graph import MultiTaskModel
 from visionkit.results.files import write_atomically
 from visionkit.types import LabelSet, PictureTarget
+from visionkit.types.device import all_on_host
 
 IMAGES = 4
 COLUMNS = 8
@@ -79,7 +80,7 @@ def _make(
     samples = readable(feed.source, (), pipeline.train.on_error, count)
     for index, (batch, sample) in enumerate(zip(batches, samples)):
         ready = batch.to(device).normalised(model.mean, model.std, channels_last=pipeline.train.channels_last)
-        found = model.predict(ready, heads)
+        found = all_on_host(model.predict(ready, heads))
         image = sample.image.permute(1, 2, 0).numpy()
         for head in heads:
             _write(_file(folder, head, step, index), found[head][0].draw(image, labels[head]))

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import yaml
-from torch import Tensor
 
 from visionkit.config import ComponentConfig, Pipeline, build_component
 from visionkit.data.base import Sample, Source
@@ -29,8 +28,7 @@ from visionkit.results.codec import CodecError, decode, encode
 from visionkit.results.files import json_text, safe_name, write_atomically, write_optional
 from visionkit.results.journal import JOURNAL, Journal, file_stamp
 from visionkit.types import ImageInfo, LabelSet, MixedBatch, PanopticPrediction, Prediction, Target
-from visionkit.types._tree import map_tensors
-from visionkit.types.device import on_host
+from visionkit.types.device import all_on_host
 from visionkit.types.processes import gather_objects
 
 if TYPE_CHECKING:
@@ -106,19 +104,6 @@ def evaluate_model(
     finally:
         model.train(was_training)
     return metrics
-
-
-def predictions_on_host(predictions: dict[str, list[Prediction]]) -> dict[str, list[Prediction]]:
-    """Predictions with all tensors on the CPU, moved there together."""
-    tensors: list[Tensor] = []
-
-    def collect(tensor: Tensor) -> Tensor:
-        tensors.append(tensor)
-        return tensor
-
-    map_tensors(predictions, collect)
-    moved = iter(on_host(tensors))
-    return map_tensors(predictions, lambda _: next(moved))
 
 
 def check_metrics(
@@ -236,7 +221,7 @@ class _SourceEvaluation:
         )  # fmt: skip
         refine = self.pipeline.evaluate.refine
         found = predict_refined(self.model, ready, self.heads, refine, size_divisor=train.size_divisor)
-        return predictions_on_host({head: list(found[head]) for head in self.heads})
+        return all_on_host({head: list(found[head]) for head in self.heads})
 
     def _stored(self, info: ImageInfo) -> dict[str, Prediction] | None:
         """The predictions of an image that the journal holds, unless its file has changed since."""

@@ -28,7 +28,7 @@ from visionkit.model.graph import MultiTaskModel
 from visionkit.model.refine import check_refinable, predict_refined
 from visionkit.model.run import load_model
 from visionkit.types import ImageInfo, LabelSet, Prediction
-from visionkit.types._tree import map_tensors
+from visionkit.types.device import all_on_host
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -206,10 +206,7 @@ class Predictor:
         batch = batch.normalised(mean, std, channels_last=self.channels_last)
         with torch.autocast(self.device.type, self._dtype or torch.bfloat16, enabled=self._dtype is not None):
             found = predict_refined(self.model, batch, heads, self.refine, size_divisor=self.size_divisor)
-        return [
-            {head: map_tensors(found[head][row], lambda tensor: tensor.cpu()) for head in heads}
-            for row in range(len(samples))
-        ]
+        return all_on_host([{head: found[head][row] for head in heads} for row in range(len(samples))])
 
 
 def load(

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+from visionkit.types._tree import map_tensors
+
+T = TypeVar("T")
 
 _ALIGNMENT = 16
 """Bytes. Each packed tensor starts at a multiple of it, which suits every dtype."""
@@ -65,6 +69,19 @@ def on_host(tensors: Sequence[Tensor]) -> list[Tensor]:
         moved.append(_part(packed, offset, tensor))
         offset += len(part) + -len(part) % _ALIGNMENT
     return moved
+
+
+def all_on_host(value: T) -> T:
+    """``value`` with all tensors inside of dataclasses, lists, tuples and mappings on the CPU, after a single wait."""
+    tensors: list[Tensor] = []
+
+    def collect(tensor: Tensor) -> Tensor:
+        tensors.append(tensor)
+        return tensor
+
+    map_tensors(value, collect)
+    moved = iter(on_host(tensors))
+    return map_tensors(value, lambda _: next(moved))
 
 
 def true_rows(masks: Sequence[Tensor]) -> list[Tensor]:
