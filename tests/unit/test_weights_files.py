@@ -65,6 +65,23 @@ def test_weights_under_a_prefix_are_found_in_safetensors(tmp_path: Path) -> None
     assert read_state(tmp_path / "weights.safetensors", ["stem.weight"]).keys() == STATE.keys()
 
 
+def test_without_names_to_look_for_the_outermost_tensors_are_read(tmp_path: Path) -> None:
+    plain = {"model.0.weight": torch.ones(1), "fc.weight": torch.ones(2)}
+    for content in (plain, {"ema": STATE, "model": plain}, {"inner": {"state_dict": plain}, "epoch": 3}):
+        torch.save(content, tmp_path / "weights.pth")
+        assert read_state(tmp_path / "weights.pth").keys() == plain.keys()
+    assert read_state(tmp_path / "weights.pth", prefix="inner.state_dict.model.").keys() == {"0.weight"}
+
+
+def test_dictionaries_that_refer_to_one_another_are_searched_once(tmp_path: Path) -> None:
+    inner: dict[str, Any] = {"a": torch.ones(1)}
+    for _ in range(60):
+        inner = {"left": inner, "right": inner}
+    torch.save(inner, tmp_path / "many.pth")
+    assert len(read_tensors(tmp_path / "many.pth")) == 1
+    assert read_state(tmp_path / "many.pth").keys() == {"a"}
+
+
 def test_a_part_of_a_name_is_no_prefix() -> None:
     state = {
         "layer1.0.conv1.weight": torch.ones(2),

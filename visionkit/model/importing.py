@@ -21,7 +21,7 @@ from visionkit.errors import UserError
 from visionkit.model.build import build_model
 from visionkit.model.graph import MultiTaskModel
 from visionkit.model.run import load_state
-from visionkit.model.weights import module_state, names_of, read_tensors
+from visionkit.model.weights import module_state, names_of, read_outermost, read_tensors
 from visionkit.plugins import explain
 from visionkit.types import LabelSet
 
@@ -187,33 +187,27 @@ def anchor_keys(
 
 
 def read_state(path: Path, wanted: Collection[str] = (), prefix: str = "") -> dict[str, Tensor]:
-    """The state dict in a file of weights; see :func:`~visionkit.model.weights.read_tensors`.
+    """The state dict in a weights file.
 
     Args:
-        path: of the file.
-        wanted: names of tensors that it should hold, see :func:`~visionkit.model.weights.module_state`. Without them
-            it is what stands under ``model`` or ``state_dict``, or else all of the file.
+        path: of the file, see :func:`~visionkit.model.weights.read_tensors`.
+        wanted: names of tensors that it should hold, see :func:`~visionkit.model.weights.module_state`. Without them,
+            it is the outermost dictionary of tensors in the file.
         prefix: only tensors whose names begin with this are read.
 
     Raises:
         UserError: no such file, one that holds no state dict, or none with the wanted names.
     """
-    every = read_tensors(path)
+    every = read_tensors(path) if wanted or prefix else read_outermost(path)
     tensors = {name: tensor for name, tensor in every.items() if name.startswith(prefix)}
     if not tensors:
         raise UserError(f"{path}: no tensor's name begins with '{prefix}'; {names_of(every)}")
+    if not wanted:
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     try:
-        return module_state(tensors, wanted) if wanted else _largest(tensors)
+        return module_state(tensors, wanted)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-
-
-def _largest(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without a dictionary's key before all names."""
-    for key in ("model", "state_dict"):
-        if inner := {k.removeprefix(f"{key}."): v for k, v in tensors.items() if k.startswith(f"{key}.")}:
-            return inner
-    return dict(tensors)
 
 
 def build_importer(plugins: PluginManager, name: str, settings: Sequence[str] = ()) -> Importer:

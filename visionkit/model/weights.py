@@ -27,6 +27,7 @@ from visionkit.errors import UserError
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Modules that parallel training and compilation put around others; no name is compared with them."""
 _NOT_WEIGHTS = "it is neither a safetensors file nor one that torch.save wrote"
+_FIRST = ("model", "state_dict")
 # torch.save wrote this number first, before it wrote zip files.
 _LEGACY = pickle.dumps(0x1950A86A20F9469CFC6C, 2)
 
@@ -93,13 +94,28 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: no such file, a file that is damaged or holds other objects, or one without tensors.
     """
+    return _checked(path, lambda loaded: dict(_tensors(loaded, set())))
+
+
+def read_outermost(path: Path) -> dict[str, Tensor]:
+    """The outermost dictionary of tensors in a weights file, under the names that it has there.
+
+    Of several at the same depth it is the one under ``model`` or ``state_dict``, or else the first one.
+
+    Raises:
+        UserError: as :func:`read_tensors`.
+    """
+    return _checked(path, _outermost)
+
+
+def _checked(path: Path, find: Callable[[Any], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors that ``find`` chooses from what a file holds."""
     if not path.is_file():
         raise UserError(f"{path}: no such weights file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            loaded = _load(path)
-            found = dict(_tensors(loaded))
+            found = find(_load(path))
     except Exception as error:  # a damaged file makes pickle, zip and safetensors raise whatever they like
         raise UserError(f"{path}: cannot be read as weights: {_reason(error)}") from None
     if not found:
@@ -146,18 +162,44 @@ def _reason(error: Exception) -> str:
     return _NOT_WEIGHTS if vague else reason
 
 
-def _tensors(value: Any, prefix: str = "", seen: frozenset[int] = frozenset()) -> Iterator[tuple[str, Tensor]]:
+def _tensors(value: Any, seen: set[int], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    # Every dictionary is searched once: nested references could make exponentially many names of a few.
     if not isinstance(value, Mapping) or id(value) in seen:
         return
+    seen.add(id(value))
     for key, item in value.items():
-        if not isinstance(key, str):
-            continue
-        if isinstance(item, Tensor):
-            yield f"{prefix}{key}", item.detach()
-        elif isinstance(item, np.ndarray) and item.dtype.kind in "fiub":
-            yield f"{prefix}{key}", torch.from_numpy(np.array(item, item.dtype.newbyteorder("=")))
-        else:
-            yield from _tensors(item, f"{prefix}{key}.", seen | {id(value)})
+        if isinstance(key, str):
+            tensor = _tensor(item)
+            if tensor is not None:
+                yield f"{prefix}{key}", tensor
+            else:
+                yield from _tensors(item, seen, f"{prefix}{key}.")
+
+
+def _outermost(loaded: Any) -> dict[str, Tensor]:
+    level, seen = [loaded], set()
+    while level:
+        inner = []
+        for value in level:
+            if not isinstance(value, Mapping) or id(value) in seen:
+                continue
+            seen.add(id(value))
+            keys = sorted((key for key in value if isinstance(key, str)), key=lambda key: key not in _FIRST)
+            found = {key: tensor for key in keys if (tensor := _tensor(value[key])) is not None}
+            if found:
+                return found
+            inner += [value[key] for key in keys]
+        level = inner
+    return {}
+
+
+def _tensor(value: Any) -> Tensor | None:
+    """A tensor or an array of numbers as a tensor; anything else is ``None``."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        return torch.from_numpy(np.array(value, value.dtype.newbyteorder("=")))
+    return None
 
 
 def module_state(tensors: Mapping[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
