@@ -21,14 +21,20 @@ def command(
     from visionkit.cli.tables import print_metrics
     from visionkit.config import load_pipeline
     from visionkit.errors import RunError
+    from visionkit.model.run import RunFolder
+    from visionkit.results.lock import folder_lock
     from visionkit.train import train
 
     started = time.perf_counter()
+    pipeline = load_pipeline("demo", overrides or [])
     if out.exists():
         if not (out / "pipeline.yaml").is_file():
             raise RunError(f"{out} exists and is no run folder; choose another --out")
-        shutil.rmtree(out)
-    metrics = train(load_pipeline("demo", overrides or []), plugin_manager(None), out)
+        if list(RunFolder(out).pipeline().heads) != list(pipeline.heads):
+            raise RunError(f"{out} holds a run of other heads than the demo's; choose another --out")
+        with folder_lock(out):
+            shutil.rmtree(out)
+    metrics = train(pipeline, plugin_manager(None), out)
     print_metrics(metrics)
     pictures = sorted((out / "pictures").rglob("*.jpg"))
     typer.echo(f"{time.perf_counter() - started:.0f} s in all")

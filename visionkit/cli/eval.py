@@ -45,6 +45,7 @@ def command(
     from visionkit.evaluate.runner import evaluate_model
     from visionkit.infer import pick_device
     from visionkit.model.run import load_model
+    from visionkit.results.lock import folder_lock
 
     plugins = plugin_manager(plugin)
     loaded = load_model(run, plugins, () if pipeline else tuple(overrides or ()))
@@ -71,6 +72,8 @@ def command(
         if json_file:
             write_text(json_file, json_text(metrics, indent=1))
 
-    evaluate_model(
-        model, description, plugins, loaded.labels, sources, device=where, out=folder, on_metrics=publish, resume=resume
-    )
+    with folder_lock(folder):  # metrics of an earlier checkpoint must not get into the folder of a run that goes on
+        evaluate_model(
+            model, description, plugins, loaded.labels, sources, device=where, out=folder, on_metrics=publish,
+            resume=resume,
+        )  # fmt: skip

@@ -145,7 +145,7 @@ class TrainConfig:
         steps: optimiser steps.
         batch_size: images a step and process, before ``accumulate``.
         parts: by prefix of parameter names (``backbone``, ``neck``, ``heads.NAME``), what differs there.
-        precision: as lightning-fabric names it.
+        precision: as lightning-fabric names it; see ``docs/reference/pipeline.md``.
         clip: largest norm of all gradients together.
         phases: by name of a phase beside ``main`` (an adversarial head's), its optimiser; without a
             ``name``, what differs from that of ``main``.
