@@ -89,7 +89,11 @@ class _Generator(Importer):
 
     def convert(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         names = {theirs: f"heads.picture.{ours}" for theirs, ours in self.names(state).items()}
-        return anew(self.untrained(state)) | rename(without_statistics(state), names)
+        found = rename(without_statistics(state), names)
+        begun = {name.split(".")[2] for name in found}  # what the file holds is whole, or it is an error
+        fresh = anew(self.untrained(state))
+        counted = without_statistics(fresh)
+        return {n: v for n, v in fresh.items() if n not in counted or n.split(".")[2] not in begun} | found
 
 
 class Pix2Pix(_Generator):

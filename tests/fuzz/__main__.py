@@ -78,10 +78,10 @@ def _one(
         scratch = Path(created)
         folder = scratch / "input"
         if options.replay:
-            shutil.copytree(options.replay, folder)
+            shutil.copytree(options.replay, folder, symlinks=True)
         else:
             harness.make_input(surface, corpus, options.seed, index, folder)
-        kept = shutil.copytree(folder, scratch / "kept")  # reading may write into the folder
+        kept = shutil.copytree(folder, scratch / "kept", symlinks=True)  # reading may write into the folder
         outcomes = [harness.read(surface, folder)]
         replayed = options.replay is not None or options.index is not None
         if replayed or (every and index % every == every - 1):
@@ -99,7 +99,7 @@ def _one(
 def _keep(folder: Path, out: Path, name: str, seed: int, index: int, outcomes: list[Outcome]) -> None:
     """Keep the input of a bug, with a report that says how to replay it."""
     shutil.rmtree(out, ignore_errors=True)
-    shutil.copytree(folder, out / "input")
+    shutil.copytree(folder, out / "input", symlinks=True)
     lines = [f"python -m tests.fuzz --surface {name} --seed {seed} --index {index}",
              f"python -m tests.fuzz --surface {name} --replay {out}/input"]  # fmt: skip
     lines += [f"\n{outcome.kind} after {outcome.seconds:.1f} s\n{outcome.detail}" for outcome in outcomes]

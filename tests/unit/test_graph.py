@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -176,3 +177,40 @@ def test_padding_is_zero_after_normalisation():
     assert not x[0, :, 4:].any()
     assert not x[0, :, :, 5:].any()
     assert torch.equal(x[1], torch.full((3, 8, 8), 2.0))
+
+
+class Wrong(Maps):
+    """Returns what it is given."""
+
+    returned: Any = None
+
+    def forward(self, features, batch, upstream):
+        output = super().forward(features, batch, upstream)
+        return self.returned.get("forward", output)
+
+    def losses(self, output, batch):
+        return self.returned.get("losses") or super().losses(output, batch)
+
+    def predict(self, output, batch):
+        return self.returned["predict"] if "predict" in self.returned else super().predict(output, batch)
+
+
+@pytest.mark.parametrize(
+    ("returned", "says"),
+    [
+        ({"forward": None}, "head 'a': forward returns a NoneType; it declares MapOutput"),
+        ({"forward": OtherOutput(torch.zeros(1))}, "forward returns a OtherOutput; it declares MapOutput"),
+        ({"losses": 3.0}, "gives a float as losses; it must be a mapping by name"),
+        ({"losses": {"square": 1.0}}, "loss 'square' is float; it must be a scalar tensor or a Mean of one"),
+        ({"losses": {"square": torch.zeros(2)}}, r"loss 'square' is a tensor of shape \(2,\)"),
+        ({"losses": {"other": torch.zeros(())}}, r"gives losses \['other'\], but declares \['square'\]"),
+        ({"predict": None}, "predict returns a NoneType for 4 images"),
+        ({"predict": [Mean(1.0)]}, "predict returns 1 predictions for 4 images; it must be a list with one for each"),
+        ({"predict": [1, 2, 3, 4]}, "predict returns a int; it declares Mean"),
+    ],
+)
+def test_a_head_that_returns_something_else_is_named(returned: dict[str, Any], says: str) -> None:
+    whole, images = model(a=Wrong), batch(a=[0, 1])
+    whole.head("a").returned = returned  # type: ignore[assignment]
+    with pytest.raises(UserError, match=says):
+        (whole.predict if "predict" in returned else whole.losses)(images)

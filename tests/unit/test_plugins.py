@@ -13,7 +13,7 @@ import pytest
 
 import visionkit.plugins
 from visionkit.errors import PluginError
-from visionkit.plugins import PluginManager
+from visionkit.plugins import PluginManager, plugin_errors
 
 GOOD = """
     from visionkit import Component, Transform, hookimpl
@@ -257,3 +257,88 @@ def test_modules_of_one_name_in_the_folders_of_two_plugins_are_not_confused(
     assert "module 'beside_both' beside the plugin is hidden by" in problem.reason
     with pytest.raises(PluginError, match="module 'beside_both' beside the plugin is hidden"):
         plugins.load("transform", "two")
+
+
+# -- code of plugins that fails
+
+
+@pytest.mark.parametrize("code", ["1 / 0", "raise SystemExit(3)", "raise ValueError('two\\nlines')"])
+def test_what_plugin_code_raises_is_one_line_with_its_place(code: str, write: Callable[[str, str], str]) -> None:
+    file = write("failing.py", GOOD.replace("return sample", code))
+    mirror = manager(file).load("transform", "mirror")
+    with pytest.raises(PluginError, match=r"plugin code failed at .*failing.py:6: ") as caught, plugin_errors():
+        mirror()(None)
+    assert len(str(caught.value).splitlines()) == 1
+    assert caught.value.__cause__ is not None
+
+
+def test_other_exceptions_pass_unless_a_plugin_file_may_have_caused_them(
+    write: Callable[[str, str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith(visionkit.plugins.FILE_MODULE)]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(KeyError), plugin_errors():
+        raise KeyError("x")
+    manager(write("odd.py", GOOD))
+    with (
+        pytest.raises(PluginError, match=r"KeyError: 'x'; a component of .*odd.py .*: see visionkit check"),
+        plugin_errors(),
+    ):
+        raise KeyError("x")
+    with pytest.raises(SystemExit), plugin_errors():  # how commands end
+        sys.exit(0)
+
+
+@pytest.mark.parametrize(
+    ("declared", "says"),
+    [
+        ("task = 3", "'task' is 3; it must be text"),
+        ("makes = int", "must be a class derived from Prediction"),
+        ("output = None", "must be a class derived from Output"),
+        ("needs = {'boxes': 3}", "a mapping from names to a class derived from Output"),
+        ("loss_names = 'loss'", "'loss_names' is 'loss'; it must be a tuple of names"),
+        ("evaluators = ['semantic']", "it must be a tuple of names"),
+        ("exportable = 'yes'", "it must be True or False"),
+        ("del task", "it has no class attribute 'task'"),
+    ],
+)
+def test_class_attributes_of_the_wrong_type_are_errors(
+    declared: str, says: str, write: Callable[[str, str], str]
+) -> None:
+    file = write(
+        "declared.py",
+        f"""
+        from visionkit import Component, Head, hookimpl
+        from visionkit.types import BoxPrediction
+
+        class Odd(Head):
+            task = "boxes"
+            makes = BoxPrediction
+            {declared}
+
+        @hookimpl
+        def visionkit_components():
+            return [Component("head", "odd", ":Odd")]
+    """,
+    )
+    with pytest.raises(PluginError) as caught:
+        manager(file).load("head", "odd")
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["kind", "name", "target", "summary"])
+def test_descriptors_hold_text(field: str, write: Callable[[str, str], str]) -> None:
+    given = {"kind": "'head'", "name": "'x'", "target": "':X'", "summary": "''", field: "{}"}
+    arguments = ", ".join(f"{key}={value}" for key, value in given.items())
+    file = write(
+        "fields.py",
+        f"""
+        from visionkit import Component, hookimpl
+
+        @hookimpl
+        def visionkit_components():
+            return [Component({arguments})]
+    """,
+    )
+    (problem,) = manager(file).problems
+    assert f"{field} of a Component must be text, not {{}}" in str(problem)

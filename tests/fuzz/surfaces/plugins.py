@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -314,6 +315,7 @@ def mutate(rng: Random, folder: Path) -> None:
 
 
 def run(folder: Path) -> None:
+    tempfile.tempdir = str(folder)  # no one cleans up behind a forked process
     with plugin_errors():
         _use(folder)
 
