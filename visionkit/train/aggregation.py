@@ -30,6 +30,7 @@ from visionkit.errors import UserError
 from visionkit.numbers import Count, NonNegative
 from visionkit.train.balance import Balancer
 from visionkit.train.weighting import generator
+from visionkit.types.device import to_device
 
 RIDGE = 1e-6
 """Added to a diagonal of mean 1 where a problem must be strictly convex: the rounding of float32 inner products."""
@@ -243,7 +244,7 @@ def solved(gramian: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
     small = gramian.detach().cpu().double()
     if len(small) < 2 or not bool(torch.isfinite(small).all()):
         return torch.ones(len(small), device=gramian.device)
-    return solve(small / small.diagonal().mean()).to(gramian.device, torch.float32)
+    return to_device([solve(small / small.diagonal().mean()).float()], gramian.device)[0]
 
 
 def conflict_averse(gramian: Tensor, c: float) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from visionkit.errors import UserError
 from visionkit.model.graph import Branches, Losses
 from visionkit.numbers import NonNegative
+from visionkit.types.device import constant
 
 Gradients = dict[str, dict[int, Tensor]]
 """Gradients at the shared features, by head and number of the level."""
@@ -104,9 +105,10 @@ class Balancer(nn.Module):
             gramian = gramian / torch.distributed.get_world_size() ** 2
         weights = torch.ones(len(heads), device=gramian.device)
         # A head that learned from nothing has a gradient of zeros, which would end the search for a common direction.
-        active = [i for i in range(len(heads)) if gramian[i, i] > 0]
+        active = [i for i, own in enumerate(gramian.diagonal().tolist()) if own > 0]
         if active:
-            weights[active] = self.weigh(gramian[active][:, active], [heads[i] for i in active]).to(weights)
+            rows = constant(active, gramian, torch.int64)
+            weights[rows] = self.weigh(gramian[rows][:, rows], [heads[i] for i in active]).to(weights)
         return dict(zip(heads, weights))
 
     @staticmethod

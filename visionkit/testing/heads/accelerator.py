@@ -16,6 +16,7 @@ from visionkit.testing.compare import tensors
 from visionkit.testing.fake_cuda import FakeCuda, Log, fake_cuda
 from visionkit.testing.fake_cuda.log import place_of
 from visionkit.testing.report import Broken, NotApplicable, seeded
+from visionkit.train.step import SMALLEST_SCALE
 from visionkit.types import MixedBatch, Prediction
 from visionkit.types._tree import map_tensors
 
@@ -55,7 +56,8 @@ def check_works_on_an_accelerator(case: HeadCase) -> str:
         for precision, half in PRECISIONS.items():
             for what, batch in batches.items() if NAME in model.learning else ():
                 with _running(f"a training step {what} with {precision}", half):
-                    log = _train(gpu, model, batch)
+                    # Training scales losses in float16 until gradients do not overflow; this is the least scale.
+                    log = _train(gpu, model, batch, SMALLEST_SCALE if half == torch.float16 else 1.0)
             if NAME in model.learning:
                 counts["training step"].append(log)
             with _running(f"prediction with {precision}", half):
@@ -86,8 +88,8 @@ def _running(what: str, half: torch.dtype | None) -> Iterator[None]:
         raise Broken(f"{what} fails at {place_of(error)}: {type(error).__name__}: {reason}") from error
 
 
-def _train(gpu: FakeCuda, model: MultiTaskModel, batch: MixedBatch) -> Log:
-    """One step of every phase of the head."""
+def _train(gpu: FakeCuda, model: MultiTaskModel, batch: MixedBatch, scale: float) -> Log:
+    """One step of every phase of the head, with the losses multiplied by ``scale``."""
     model.train()
     outputs = None
     batch = batch.to("cuda")
@@ -98,7 +100,7 @@ def _train(gpu: FakeCuda, model: MultiTaskModel, batch: MixedBatch) -> Log:
             with gpu.recording():
                 _assert_usable(values)
             if values:
-                torch.stack([value.float() for value in values.values()]).sum().backward()
+                (torch.stack([value.float() for value in values.values()]).sum() * scale).backward()
             with gpu.recording():
                 _assert_finite_gradients(model)
             if trained := [parameter for parameter in parameters if parameter.grad is not None]:
