@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from visionkit.data.coco_classes import COCO_OBJECTS
@@ -89,11 +88,7 @@ class YOLACT(Importer):
         return text, {"objects": class_labels(classes, COCO_OBJECTS)}
 
     def convert(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        ours = rename({name: tensor for name, tensor in state.items() if not _left_over(name)}, NAMES)
-        for name in [name for name in ours if name.endswith(".running_mean")]:
-            # Files of PyTorch before 0.4.1 have no counters of batches.
-            ours.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.zeros((), dtype=torch.int64))
-        return ours
+        return rename({name: tensor for name, tensor in state.items() if not _left_over(name)}, NAMES)
 
 
 def _left_over(name: str) -> bool:

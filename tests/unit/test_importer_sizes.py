@@ -253,6 +253,16 @@ def test_a_small_model_is_imported_from_a_checkpoint_and_runs(model: str, tmp_pa
         assert not isinstance(value, Tensor) or not value.isnan().any()
 
 
+def test_files_without_counters_of_batches_are_read(tmp_path: Path) -> None:
+    shapes = of.stacked_hourglass(1, 16, 2, 1)
+    state = {name: tensor for name, tensor in tensors(shapes).items() if not name.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "old.pth")
+    model = import_model(
+        build_importer(PluginManager(), "newell/hourglass2"), tmp_path / "old.pth", PluginManager()
+    ).model
+    assert torch.equal(model.backbone.maps[0].weight, state["outs.0.conv.weight"])  # type: ignore[union-attr]
+
+
 def test_labels_of_other_numbers_of_classes_and_keypoints_are_numbered() -> None:
     _, labels, _ = described("newell/hourglass2", of.stacked_hourglass(1, 64, 3, 2))
     assert labels["keypoints"].keypoints == ("keypoint 0", "keypoint 1", "keypoint 2")

@@ -257,5 +257,6 @@ def import_model(importer: Importer, path: Path, plugins: PluginManager, prefix:
         raise UserError(f"{path}: not weights of {type(importer).__name__}: {explain(error)}") from error
     pipeline = parse_pipeline(text, type(importer).__name__)
     model = build_model(pipeline, plugins, labels)
-    load_state(model, converted, str(path))
+    counters = {k: v for k, v in model.state_dict().items() if k.endswith(".num_batches_tracked")}
+    load_state(model, {**counters, **converted}, str(path))  # files of PyTorch before 0.4.1 have no counters
     return Imported(pipeline, labels, model.eval())
