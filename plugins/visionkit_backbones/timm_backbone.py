@@ -98,6 +98,9 @@ class TimmBackbone(Backbone):
         self.body = _create(model, options, pretrained is True and not built_for_its_spec_only)
         self._model, self._options = model, options
         _drop_unread_stages(self.body)
+        for module in self.body.modules():
+            if type(module) is nn.Conv2d and _StridedPointwise.suits(module):
+                module.__class__ = _StridedPointwise
         built = self.body.feature_info
         if output_stride is not None and max(built.reduction()) > output_stride:
             raise UserError(f"output_stride: {model} has stride {max(built.reduction())} whatever is asked for")
@@ -150,6 +153,22 @@ class TimmBackbone(Backbone):
             if frozen.issuperset(module.modules()):  # not the container that holds trained stages too
                 module.training = False
         return self
+
+
+class _StridedPointwise(nn.Conv2d):
+    """A 1x1 convolution of a few channels that leaves cells out before it computes.
+
+    In PyTorch 2.15 on a CPU, the gradient of one with three channels, a stride of 2 and channels-last memory (RepVGG,
+    MobileOne) writes beyond its memory.
+    """
+
+    @staticmethod
+    def suits(conv: nn.Conv2d) -> bool:
+        form = (conv.kernel_size, conv.padding, conv.groups)
+        return form == ((1, 1), (0, 0), 1) and conv.stride != (1, 1) and conv.in_channels < 16
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], self.weight, self.bias)
 
 
 def _cover_image(x: Tensor, images: Tensor, stride: int) -> Tensor:

@@ -7,12 +7,13 @@ must work. Prints a table; run with ``python -m tests.stress.timm_models [MODEL 
 from __future__ import annotations
 
 import argparse
-import gc
 import logging
+import multiprocessing
 import re
 import sys
 import warnings
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 
 import timm
 import torch
@@ -149,8 +150,28 @@ MODELS = [
 def outcome(model: str, size: int, options: str = "{}", divisor: int = 32) -> str:
     """What ``validate`` says of a model and square images: empty if it works, else the first problem.
 
-    An exception that no component raised on purpose starts with ``unexpected``.
+    It runs in a process of its own, because some models crash PyTorch. That, and every exception that no component
+    raised on purpose, is called ``unexpected``.
     """
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(sender, model, size, options, divisor))
+    process.start()
+    sender.close()
+    try:
+        return str(receiver.recv())
+    except EOFError:
+        process.join()
+        return f"unexpected end of the process: {process.exitcode}"
+    finally:
+        process.join()
+
+
+def _send(sender: Connection, model: str, size: int, options: str, divisor: int) -> None:
+    sender.send(_outcome(model, size, options, divisor))
+
+
+def _outcome(model: str, size: int, options: str, divisor: int) -> str:
     with torch.device("meta"):
         level = list(TimmBackbone(model=model).spec)[-1]
     pipeline = parse_pipeline(f"""
@@ -161,7 +182,6 @@ train: {{batch_size: 2, workers: 0, size_divisor: {divisor}}}
 evaluate: {{pictures: 0}}
 """)
     problems = [check.detail for check in validate(pipeline, PluginManager()) if not check.ok]
-    gc.collect()
     return problems[0] if problems else ""
 
 
