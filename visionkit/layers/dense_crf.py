@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from visionkit.errors import UserError
+from visionkit.types.device import to_device
 
 _FINEST, _COARSER = 0.3, 1.2  # spacing of the grid in standard deviations, and what it grows by where nodes are many
 _NODES, _WORK = 3 << 19, 3 << 26  # nodes of a grid, and pairs of nodes near each other, at most
@@ -150,7 +151,7 @@ class PlaneFilter:
         """Of values (H * W, channels)."""
         channels = values.shape[1]
         x = values.reshape(1, self.height, self.width, channels).permute(0, 3, 1, 2)
-        kernel = self.weights.to(values).expand(channels, 1, -1)
+        kernel = to_device([self.weights.to(values.dtype)], values.device)[0].expand(channels, 1, -1)
         x = F.conv2d(x, kernel[..., None], padding=(self.radius, 0), groups=channels)
         x = F.conv2d(x, kernel[:, :, None], padding=(0, self.radius), groups=channels)
         return x.permute(0, 2, 3, 1).reshape(-1, channels)
@@ -282,7 +283,7 @@ def _in_plane(spacing: float) -> float:
 
 
 def _strides(device: torch.device) -> Tensor:
-    return torch.tensor([_SIDE * _SIDE, _SIDE, 1], device=device)
+    return to_device([torch.tensor([_SIDE * _SIDE, _SIDE, 1])], device)[0]
 
 
 def _between(side: int, step: float, device: torch.device) -> tuple[Tensor, Tensor]:

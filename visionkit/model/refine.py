@@ -17,6 +17,7 @@ from visionkit.layers.dense_crf import DenseCRF
 from visionkit.layers.semantic import cell_size, original_bands
 from visionkit.model.graph import MultiTaskModel
 from visionkit.types import ImageInfo, MixedBatch, Prediction, SemanticOutput, SemanticPrediction
+from visionkit.types.device import to_device
 
 _STRIP = 1 << 24  # pixels x classes of the original image that are averaged at once: 64 MB of float32
 _TOGETHER = 4  # views that go through the network together
@@ -255,7 +256,8 @@ class Refiner:
         height, width = view.info.size
         if (view.top, view.left, height, width) != (0, 0, *view.size):
             rows, columns = mirrored(view.top, height, view.size[0]), mirrored(view.left, width, view.size[1])
-            image = image[:, rows.to(image.device)][:, :, columns.to(image.device)]
+            rows, columns = to_device([rows, columns], image.device)
+            image = image[:, rows][:, :, columns]
         return F.pad(image, (0, -width % self.size_divisor, 0, -height % self.size_divisor))
 
 
@@ -277,7 +279,8 @@ def _blend(parts: Sequence[tuple[View, Tensor, int]], strip: slice, width: int) 
         top, bottom = max(rows.start, strip.start), min(rows.stop, strip.stop)
         if top >= bottom or columns.start >= columns.stop:
             continue
-        weight = (down[top - rows.start : bottom - rows.start, None] * across)[:, None].to(total)
+        weight = (down[top - rows.start : bottom - rows.start, None] * across)[:, None].to(total.dtype)
+        weight = to_device([weight], total.device)[0]
         where = slice(top - strip.start, bottom - strip.start)
         seen = _probabilities(view, logits, stride, slice(top, bottom), columns)
         total[where, :, columns] += seen * weight
