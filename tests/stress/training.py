@@ -176,7 +176,7 @@ def run_kills(root: Path, kills: int, rng: random.Random) -> None:
             told.append(f"{moment} (checkpoint of step {step})")
             resume = (out / "checkpoints/last.pt").exists()
             kills -= 1
-        assert finish(start(root, out, resume=resume)) == 0, (root / "log").read_text()
+        assert (status := finish(start(root, out, resume=resume))) == 0, (status, (root / "log").read_text())
         compare(root / "whole_training", out, 9 if extended else None)
         print(
             f"train{', extended' if extended else ''}, {workers} workers: killed {'; '.join(told)}; all is equal",
