@@ -81,7 +81,7 @@ class TimmBackbone(Backbone):
             own = {"output_stride": "it is a key of the backbone", "pretrained": "it is a key of the backbone"}
             why = own.get(unknown[0], "images have three channels, and the feature levels follow from the heads")
             raise UserError(f"options: '{unknown[0]}' cannot be given here: {why}")
-        options = _for_any_size(model, options or {})
+        options = _for_any_size(model, dict(options or {}))
         with torch.device("meta"):
             info = _create(model, options).feature_info
         indices = {f"c{stride.bit_length() - 1}": i for stride, i in zip(info.reduction(), info.out_indices)}

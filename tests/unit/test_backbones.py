@@ -11,6 +11,7 @@ from torch import nn
 
 from visionkit.errors import UserError
 from visionkit.layers.norm import FrozenBatchNorm2d, freeze_batch_norms, make_norm
+from visionkit.testing.compare import assert_close
 from visionkit_backbones.timm_backbone import TimmBackbone
 
 
@@ -65,7 +66,7 @@ def test_stride_in_the_first_convolution_reads_every_second_pixel() -> None:
         want = (main + side).relu()
         for later in early.body.layer2[1:]:
             want = later(want)
-    torch.testing.assert_close(found["c3"], want)
+    assert_close(found["c3"], want)
     with pytest.raises(UserError, match="resnet18 has no bottlenecks"):
         TimmBackbone(model="resnet18", stride_in_1x1=True)
 
@@ -79,7 +80,7 @@ def test_same_features_as_torchvision() -> None:
     for name, child in list(theirs.named_children())[:-2]:
         want = child(want)
         if name.startswith("layer"):
-            torch.testing.assert_close(ours(x)[f"c{int(name[-1]) + 1}"], want)
+            assert_close(ours(x)[f"c{int(name[-1]) + 1}"], want)
 
 
 def test_parameter_counts() -> None:

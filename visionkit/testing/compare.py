@@ -56,6 +56,18 @@ def difference(one: Any, other: Any, *, rtol: float = 0.0, share: float = 1.0) -
     return ""
 
 
+def assert_close(found: Any, expected: Any, *, rtol: float = 3e-5) -> None:
+    """Raise ``AssertionError`` unless values are the same up to float32 rounding, which differs from CPU to CPU.
+
+    Args:
+        found, expected: tensors, or anything that holds them.
+        rtol: how far numbers may lie apart, relative to the largest of their tensor: an absolute tolerance would fit
+            values of one magnitude only.
+    """
+    if said := difference(found, expected, rtol=rtol):
+        raise AssertionError(said)
+
+
 def _tensor_difference(a: Tensor, b: Tensor, rtol: float, share: float) -> str:
     if a.shape != b.shape or a.dtype != b.dtype:
         return f"{a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}"
