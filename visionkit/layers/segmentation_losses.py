@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from visionkit.errors import UserError
+from visionkit.numbers import Fraction, FractionBelowOne, NonNegative, PositiveFloat, PositiveFraction
 from visionkit.types import IGNORE, Mean
 
 LossName = Literal["cross_entropy", "ohem", "focal", "dice", "lovasz"]
@@ -30,11 +31,11 @@ class LossOptions(TypedDict, total=False):
     """
 
     name: LossName
-    class_weights: Sequence[float]
-    smoothing: float
-    threshold: float
-    keep: float
-    gamma: float
+    class_weights: Sequence[PositiveFloat]
+    smoothing: FractionBelowOne
+    threshold: PositiveFraction
+    keep: Fraction
+    gamma: NonNegative
 
 
 _OPTIONS = {

@@ -40,6 +40,10 @@ class Balancer(nn.Module):
         known = set(heads) | {f"{head}/{name}" for head, names in heads.items() for name in names}
         if unknown := sorted(set(self.weights) - known):
             raise UserError(f"weights: there is no head or loss '{unknown[0]}' (there is: {', '.join(sorted(known))})")
+        for head, names in self.heads.items():
+            if names and not any(self.weights.get(head, 1) * self.weights.get(f"{head}/{name}", 1) for name in names):
+                raise UserError(f"weights: all losses of head '{head}' have the weight 0, so that it learns nothing; "
+                                "train.parts can freeze it")  # fmt: skip
 
     def totals(self, losses: Losses) -> dict[str, Tensor]:
         """The weighted sum of the losses of each head."""

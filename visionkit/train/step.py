@@ -134,6 +134,7 @@ class Training:
     def _backward_one(self, step: Step) -> tuple[Losses, dict[str, int]]:
         """Gradients of the step's only batch."""
         losses: Losses = self.module(step)
+        self._check_dependence(step, losses)
         assert step.whole is not None
         self.fabric.backward(self._one(step.phase, losses, step.whole.labelled))
         self._detach(step)
@@ -152,7 +153,9 @@ class Training:
         weights = torch.autograd.grad(scalar, listed, retain_graph=True, allow_unused=True)
 
         def share(step: Step) -> Tensor:
-            parts = [value for named in self.module(step).values() for value in named.values()]
+            own: Losses = self.module(step)
+            self._check_dependence(step, own)
+            parts = [value for named in own.values() for value in named.values()]
             return torch.stack([x * (0.0 if w is None else w) for x, w in zip(parts, weights, strict=True)]).sum()
 
         for step in steps:
@@ -165,6 +168,24 @@ class Training:
                 self.fabric.backward(share(step) + scalar if i == 0 else share(step))
             self._detach(step)
         return losses, whole.labelled
+
+    def _check_dependence(self, step: Step, losses: Losses) -> None:
+        """Every loss must depend on something that is trained, unless its head is frozen.
+
+        Raises:
+            PipelineError: a loss that nothing can learn from.
+        """
+        for head, named in losses.items():
+            parameters = list(self.run.model.head(head).parameters())
+            if not step.batch.labelled(head) or (parameters and not any(p.requires_grad for p in parameters)):
+                continue
+            whole = not any(value.requires_grad for value in named.values())
+            for name, value in named.items():
+                if not value.requires_grad and (whole or bool(value != 0)):  # a constant 0 may have nothing to measure
+                    raise self.run.pipeline.fail(
+                        ("heads", head),
+                        f"heads.{head}: loss '{name}' depends on no parameter that is trained",
+                    )
 
     def _measure(self, steps: list[Step]) -> tuple[Losses, Counts]:
         """The losses over all batches, without a graph, and what they are means over."""
