@@ -105,3 +105,14 @@ def test_it_keeps_the_contract(
 
 def test_every_kind_but_importers_has_a_kit() -> None:
     assert {kind for kind, _, _ in CASES} == set(KITS) == set(CHECKED)
+
+
+@pytest.mark.parametrize("name", sorted({name for kind, name, _ in CASES if kind == "head"}))
+def test_every_head_can_be_checked_without_arguments(
+    name: str, plugins: PluginManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``visionkit check NAME`` does: on synthetic data, with the levels that it asks for. Nothing is left behind."""
+    monkeypatch.chdir(tmp_path)
+    report = KITS["head"](plugins.load("head", name), plugins=plugins, only=["losses_are_named_finite_scalars"])
+    report.assert_passed()
+    assert not list(tmp_path.iterdir())

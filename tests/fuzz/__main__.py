@@ -53,18 +53,23 @@ def _fuzz(name: str, options: argparse.Namespace, scratch: Path) -> int:
         print(f"{name}: {outcome.kind} {outcome.detail}\nby command: {by_command.kind} {by_command.detail}")
         return outcome.is_bug + by_command.is_bug
     started, counts, bugs = time.monotonic(), Counter(), 0
-    # What was imported before is not visited by the garbage collector, and so not copied, in forked processes.
-    with get_context("fork").Pool(options.processes, initializer=gc.freeze) as pool:
-        for index, *outcomes in pool.imap(work, range(options.inputs)):
-            counts[outcomes[0].kind] += 1
-            counts["by command"] += len(outcomes) - 1
-            for outcome in outcomes:
-                if outcome.is_bug:
-                    bugs += 1
-                    lines = [line for line in outcome.detail.splitlines() if line.strip()]
-                    print(f"{name} {options.seed}-{index}: {outcome.kind}: {lines[-1][:300] if lines else ''}")
-    figures = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
-    print(f"{name}: {options.inputs} inputs in {time.monotonic() - started:.0f} s: {figures}; {bugs} bugs", flush=True)
+    done = 0
+    try:
+        # What was imported before is not visited by the garbage collector, and so not copied, in forked processes.
+        with get_context("fork").Pool(options.processes, initializer=gc.freeze) as pool:
+            for index, *outcomes in pool.imap(work, range(options.inputs)):
+                done += 1
+                counts[outcomes[0].kind] += 1
+                counts["by command"] += len(outcomes) - 1
+                for outcome in outcomes:
+                    if outcome.is_bug:
+                        bugs += 1
+                        lines = [line for line in outcome.detail.splitlines() if line.strip()]
+                        shown = lines[-1][:300] if lines else ""
+                        print(f"{name} {options.seed}-{index}: {outcome.kind}: {shown}", flush=True)
+    finally:  # the figures so far, where it is stopped
+        figures = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
+        print(f"{name}: {done} inputs in {time.monotonic() - started:.0f} s: {figures}; {bugs} bugs", flush=True)
     return bugs
 
 

@@ -44,7 +44,6 @@ def test_another_structure(tree: Any, tmp_path: Path) -> None:
         (torch.zeros(2, device="meta"), "not a plain tensor"),
         (torch.zeros(1).expand(2), "not a plain tensor"),
         (torch.zeros(2, dtype=torch.complex64), "not a plain tensor of real numbers"),
-        (torch.quantize_per_tensor(torch.zeros(2), 0.1, 0, torch.qint8), "not a plain tensor"),
         (torch.zeros(3), r"weight has shape \(3,\), not \(2,\)"),
     ],
 )
