@@ -94,26 +94,12 @@ class Balancer(nn.Module):
             return branches
         names = list(levels)
         plan = [(head, names.index(level)) for head, own in branches.items() for level in own]
-        parted = iter(_Branch.apply(self.weights_of if weights is None else lambda _: weights, plan, *levels.values()))
+
+        def weights_of(gradients: Gradients) -> Mapping[str, Tensor]:
+            return weigh_heads(self, gramian(gradients), list(gradients)) if weights is None else weights
+
+        parted = iter(_Branch.apply(weights_of, plan, *levels.values()))
         return {head: {level: next(parted) for level in own} for head, own in branches.items()}
-
-    def weights_of(self, gradients: Gradients) -> dict[str, Tensor]:
-        """The weight of every head, from the gradients of one batch in each process."""
-        return self.weights_from(gramian(gradients), list(gradients))
-
-    def weights_from(self, gramian: Tensor, heads: Sequence[str]) -> dict[str, Tensor]:
-        """The weight of every head, from this process's share of the Gramian of their gradients."""
-        if torch.distributed.is_initialized():
-            # The gradient of the whole is the mean over the processes, each of which holds the part of its own images.
-            torch.distributed.all_reduce(gramian)
-            gramian = gramian / torch.distributed.get_world_size() ** 2
-        weights = torch.ones(len(heads), device=gramian.device)
-        # A head that learned from nothing has a gradient of zeros, which would end the search for a common direction.
-        active = [i for i, own in enumerate(gramian.diagonal().tolist()) if own > 0]
-        if active:
-            rows = constant(active, gramian, torch.int64)
-            weights[rows] = self.weigh(gramian[rows][:, rows], [heads[i] for i in active]).to(weights)
-        return dict(zip(heads, weights))
 
     @staticmethod
     def mean(values: Tensor) -> Tensor:
@@ -165,6 +151,21 @@ class _Branch(torch.autograd.Function):
                 before = out[level]
                 out[level] = part if before is None else before.add_(part)
         return (None, None, *out)
+
+
+def weigh_heads(balancer: Balancer, gramian: Tensor, heads: Sequence[str]) -> dict[str, Tensor]:
+    """The weight of every head, given this process's share of the Gramian of their gradients."""
+    if torch.distributed.is_initialized():
+        # The gradient of the whole is the mean over the processes, each of which holds the part of its own images.
+        torch.distributed.all_reduce(gramian)
+        gramian = gramian / torch.distributed.get_world_size() ** 2
+    weights = torch.ones(len(heads), device=gramian.device)
+    # A head that learned from nothing has a gradient of zeros, which would end the search for a common direction.
+    active = [i for i, own in enumerate(gramian.diagonal().tolist()) if own > 0]
+    if active:
+        rows = constant(active, gramian, torch.int64)
+        weights[rows] = balancer.weigh(gramian[rows][:, rows], [heads[i] for i in active]).to(weights)
+    return dict(zip(heads, weights))
 
 
 def gradients_at(loss: Tensor, branches: Branches) -> Gradients:

@@ -22,7 +22,7 @@ from visionkit.evaluate.over_time import pictures_over_time
 from visionkit.evaluate.runner import evaluate_model
 from visionkit.model.graph import Branches, Counts, Losses, MultiTaskModel, Step
 from visionkit.model.run import load_state
-from visionkit.train.balance import Balancer, gradients_at, gramian
+from visionkit.train.balance import Balancer, gradients_at, gramian, weigh_heads
 from visionkit.train.checkpoint import load_optimizer, rng_state, save_checkpoint, set_rng_state
 from visionkit.train.optim import (
     MovingAverage,
@@ -223,7 +223,7 @@ class Training:
                 loss = share(step)
                 grams.append(gramian(gradients_at(scaler.scale(loss) if scaler else loss, parted)))
                 heads = list(parted)
-        weights = self.balancer.weights_from(torch.stack(grams).sum(0), heads)
+        weights = weigh_heads(self.balancer, torch.stack(grams).sum(0), heads)
         for step in steps:
             step.branch = functools.partial(self.balancer.branch, weights=weights)
 
