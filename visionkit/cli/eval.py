@@ -35,8 +35,6 @@ def command(
 
     import dataclasses
 
-    import torch
-
     from visionkit.cli.tables import print_metrics
     from visionkit.config import load_pipeline
     from visionkit.data.label_maps import label_map_problems
@@ -44,6 +42,7 @@ def command(
     from visionkit.errors import RunError
     from visionkit.evaluate.runner import evaluate_model
     from visionkit.infer import pick_device
+    from visionkit.layers.fast_conv import to_channels_last
     from visionkit.model.run import load_model
     from visionkit.results.lock import folder_lock
 
@@ -64,7 +63,7 @@ def command(
     where = pick_device(device)
     model = loaded.model.to(where)
     if description.train.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        to_channels_last(model)
 
     def publish(metrics: dict[str, float]) -> None:
         print_metrics(metrics)

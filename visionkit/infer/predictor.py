@@ -22,7 +22,7 @@ from visionkit.data.loader import collate
 from visionkit.data.transforms import apply_transforms
 from visionkit.data.wiring import build_transforms
 from visionkit.errors import DataError, UserError
-from visionkit.layers.fast_conv import keep_kernels
+from visionkit.layers.fast_conv import keep_kernels, to_channels_last
 from visionkit.model.fold import fold_batch_norms
 from visionkit.model.graph import MultiTaskModel
 from visionkit.model.refine import check_refinable, predict_refined
@@ -108,7 +108,7 @@ class Predictor:
         if fold:
             fold_batch_norms(self.model)
         if channels_last:
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            to_channels_last(self.model)
         if fold and self.device.type == "cpu" and precision == "32-true":
             keep_kernels(self.model)
         self.channels_last = channels_last

@@ -66,6 +66,16 @@ def use_fast_convs(model: nn.Module) -> None:
             module.__class__ = FastConv2d
 
 
+def to_channels_last(model: nn.Module) -> None:
+    """Bring the weights of a model into channels-last memory format; in place.
+
+    ``model.to(memory_format=torch.channels_last)`` raises an error for weights of 3-D convolutions.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+
+
 @torch.no_grad()
 def keep_kernels(model: nn.Module) -> None:
     """Transform all weights now; for a model whose weights do not change any more, and that stays on the CPU."""

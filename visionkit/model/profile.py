@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from visionkit.layers.fast_conv import to_channels_last
 from visionkit.model.base import Head
 from visionkit.model.graph import MultiTaskModel
 from visionkit.types import Detections, ImageInfo, MixedBatch, RegionOutput
@@ -120,7 +121,8 @@ def profile_model(
         boxes: given to heads that read another's boxes, an image.
         repeats: passes that are timed, after one that is not.
     """
-    model = model.to(device).to(memory_format=torch.channels_last).eval()
+    model = model.to(device).eval()
+    to_channels_last(model)
     batch = _random_batch(model, size, images, device)
     walk = _Walk(model, batch, boxes)
     with torch.inference_mode():

@@ -17,6 +17,7 @@ from visionkit.config import Pipeline, build_component
 from visionkit.data.loader import Feed, train_loader
 from visionkit.data.wiring import build_feeds, build_sources, resolve_labels
 from visionkit.errors import RunError, UserError
+from visionkit.layers.fast_conv import to_channels_last
 from visionkit.model.build import build_model
 from visionkit.model.graph import MultiTaskModel
 from visionkit.model.run import RunFolder, load_state
@@ -155,7 +156,7 @@ def find_conflicts(
     freeze_parts(model, pipeline)
     model.to(device).train()
     if train.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        to_channels_last(model)
     names = model.loss_names()
     balancer: Balancer = build_component(plugins, "balancer", train.balancer, pipeline, names)
     feeds = build_feeds(pipeline, plugins, sources, labels, training=True)

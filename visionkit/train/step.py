@@ -20,6 +20,7 @@ from visionkit.data.wiring import build_feeds
 from visionkit.errors import RunError
 from visionkit.evaluate.over_time import pictures_over_time
 from visionkit.evaluate.runner import evaluate_model
+from visionkit.layers.fast_conv import to_channels_last
 from visionkit.model.graph import Branches, Counts, Losses, MultiTaskModel, Step
 from visionkit.model.run import load_state
 from visionkit.train.balance import Balancer, gradients_at, gramian, weigh_heads
@@ -58,7 +59,7 @@ class Training:
         pipeline = run.pipeline
         model, train = run.model, pipeline.train
         if train.channels_last:
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            to_channels_last(model)
         if not resumed:
             load_initial_weights(model, pipeline)
         freeze_parts(model, pipeline)
