@@ -24,9 +24,9 @@ from visionkit.types import ImageInfo, InstanceTarget, MixedBatch
 from visionkit_rcnn.rcnn import RCNN
 from visionkit_rcnn.roi_keypoint import RoIKeypoint
 from visionkit_rcnn.roi_mask import RoIMask
+from visionkit_rcnn.torchvision_weights import BOX_NAMES
 from visionkit_rcnn.torchvision_weights import KeypointRCNN as KeypointImporter
 from visionkit_rcnn.torchvision_weights import MaskRCNN as MaskImporter
-from visionkit_rcnn.torchvision_weights import MaskRCNNV2 as SecondImporter
 
 
 class Pyramid(nn.Module):
@@ -96,7 +96,7 @@ def ours(theirs: FasterRCNN, **options: Any) -> MultiTaskModel:
     second: dict[str, Any] = {}
     options.setdefault("fcs", (HIDDEN, HIDDEN))
     if len(theirs.rpn.head.conv) == 2:
-        importer, second = SecondImporter, {"norm": "batch"}
+        second = {"norm": "batch"}
         options |= {"rpn_convs": 2, "convs": (HIDDEN,) * 4, "fcs": (HIDDEN,), **second}
     if isinstance(theirs, KeypointRCNN):
         importer = KeypointImporter
@@ -107,7 +107,9 @@ def ours(theirs: FasterRCNN, **options: Any) -> MultiTaskModel:
     heads["boxes"] = RCNN(SPEC, labels, **options)
     model = MultiTaskModel(Shared(theirs.backbone), None, heads)  # type: ignore[arg-type]
     state = {k: v for k, v in theirs.state_dict().items() if not k.startswith("backbone")}
-    state = rename(state, importer.names)
+    # It follows four convolutions and a Flatten.
+    linear = {"roi_heads.box_head.5.": "heads.boxes.branch.fc.0."} if second else {}
+    state = rename(state, {**BOX_NAMES, **linear, **importer.names})
     model.heads.load_state_dict({k.removeprefix("heads."): v for k, v in state.items()})
     return model.eval()
 
