@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import importlib
 import json
@@ -110,6 +111,26 @@ def in_fork(
     if (growth := peak - _resident()) > memory and kind in ("accepted", "refused"):
         return Outcome("memory", f"{growth / 2**30:.1f} GB; {kind} {detail}", elapsed)
     return Outcome(kind, detail, elapsed)
+
+
+def rehearse(work: Callable[[], object]) -> None:
+    """Do something valid in a forked process, and import here what it has imported, so that no input waits for that.
+
+    Raises:
+        WrongResult: it fails.
+    """
+
+    def imports() -> tuple[str, str]:
+        work()
+        return "accepted", json.dumps([name for name in sys.modules if not name.startswith(("visionkit_file_", "__"))])
+
+    outcome = in_fork(imports, seconds=10 * SECONDS)
+    if outcome.kind != "accepted":
+        raise WrongResult(f"what must work fails: {outcome.kind} {outcome.detail}")
+    for name in json.loads(outcome.detail):
+        if name not in sys.modules:
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
 
 
 def run_command(arguments: list[str], scratch: Path) -> Outcome:

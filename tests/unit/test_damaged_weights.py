@@ -107,3 +107,10 @@ def test_a_published_generator_is_loaded_whole() -> None:
     missing = importer.convert({name: value for name, value in state.items() if name != "model.4.weight"})
     assert set(whole) - set(missing) == {"heads.picture.forth.layers.4.weight"}
     assert any(name.startswith("heads.picture.back.") for name in missing)
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "last.pt", "."])
+def test_what_is_no_file_is_not_read(target: str, tmp_path: Path) -> None:
+    (tmp_path / "last.pt").symlink_to(target)
+    with pytest.raises(RunError):
+        checkpoint_weights(tmp_path / "last.pt")

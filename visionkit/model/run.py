@@ -141,12 +141,22 @@ def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
 
 def load_weights(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file. Raises ``RunError`` where it is missing or damaged."""
+    _check_regular(path)
     try:
         return load_file(path)
     except FileNotFoundError:
         raise RunError(f"{path}: no such weights file; has the run finished, or saved a checkpoint?") from None
     except Exception as error:  # as many kinds as there are ways to damage a file
         raise RunError(f"{path} is damaged: {error}") from None
+
+
+def _check_regular(path: Path) -> None:
+    """Raise ``RunError`` for a folder or a device, which could be read for ever."""
+    try:
+        if path.exists() and not path.is_file():
+            raise RunError(f"{path} is not a file")
+    except OSError as error:  # such as a link to itself
+        raise RunError(f"{path} cannot be read: {error.strerror}") from None
 
 
 @contextlib.contextmanager
@@ -167,6 +177,7 @@ def damaged(path: Path) -> Iterator[None]:
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """What a checkpoint holds. Raises ``RunError`` where it is missing, damaged or something else."""
+    _check_regular(path)
     try:
         with damaged(path), path.open("rb") as file:  # an open file: torch would go by the ending of a path
             state = torch.load(file, map_location="cpu", weights_only=True)

@@ -12,9 +12,8 @@ from typing import Any
 import PIL.Image
 import torch
 
-from tests.fuzz.harness import in_fork
+from tests.fuzz.harness import rehearse
 from tests.fuzz.mutations import mutate_json
-from tests.fuzz.surfaces.coco import require
 from tests.fuzz.surfaces.label_maps import plugin_manager
 from tests.fuzz.tensors import change_tensors, damage_file, save_tree
 from visionkit.config import load_pipeline, parse_pipeline
@@ -68,13 +67,11 @@ def seeds(folder: Path) -> list[Path]:
 def _train(folder: Path, *, resume: bool) -> None:
     """Train in a process of its own: threads of torch would not survive a fork."""
 
-    def work() -> tuple[str, str]:
+    def work() -> None:
         pipeline = parse_pipeline((folder / "pipeline.yaml").read_text().replace("FOLDER", str(folder)))
         train(pipeline, plugin_manager(), folder / "run", resume=resume)
-        return "accepted", ""
 
-    outcome = in_fork(work)
-    require(outcome.kind == "accepted", f"a seed cannot be trained: {outcome.kind} {outcome.detail}")
+    rehearse(work)
 
 
 def mutate(rng: Random, folder: Path) -> None:

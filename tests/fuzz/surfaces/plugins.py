@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
+from tests.fuzz.harness import rehearse
 from tests.fuzz.surfaces.coco import require
 from visionkit.cli.check import check, components_of
 from visionkit.config import load_pipeline
@@ -289,7 +291,8 @@ def seeds(folder: Path) -> list[Path]:
         (place / "pipeline.yaml").write_text(PIPELINE)
         (place / "options.json").write_text(json.dumps({"use": use, "files": ["plugin.py"]}))
         out.append(place)
-    PluginManager(files=[str(out[0] / "plugin.py")]).load("head", "fuzz_head")
+    for use in ("train", "validate", "check"):
+        rehearse(lambda use=use: run(Path(shutil.copytree(out[USES.index(use)], folder / use))))  # type: ignore[misc]
     return out
 
 

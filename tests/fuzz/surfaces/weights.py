@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shutil
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import torch
 
+from tests.fuzz.harness import rehearse
 from tests.fuzz.surfaces.coco import require
 from tests.fuzz.surfaces.label_maps import plugin_manager
 from tests.fuzz.tensors import change_tensors, damage_file, save_tree
@@ -61,6 +63,8 @@ def seeds(folder: Path) -> list[Path]:
         tree = _weights(name, use, place)
         save_tree(tree, place / file)
         torch.save(tree, place / "tree.pth")
+    for name in ("safetensors", "init_checkpoint", "cyclegan", "pix2pix"):
+        rehearse(lambda name=name: run(Path(shutil.copytree(folder / name, folder / f"{name}_once"))))  # type: ignore[misc]
     return [folder / name for name in SEEDS]
 
 
