@@ -57,7 +57,8 @@ def test_every_command_of_the_page_works(workshop: Path, depth_page: Any, run: A
     for line in depth_page.commands():
         arguments = shlex.split(line)[1:]
         if arguments[0] in ("train", "validate"):
-            arguments += [word for setting in [*SMALLER, "train.steps=2", "train.warmup.steps=0"] for word in ("--set", setting)]
+            settings = [*SMALLER, "train.steps=2", "train.warmup.steps=0"]
+            arguments += [word for setting in settings for word in ("--set", setting)]
         status, output = run(arguments)
         assert status == 0, f"{line}: {output}"
     assert len(list((workshop / "runs/depth/pictures/shapes").glob("*.jpg"))) == 8

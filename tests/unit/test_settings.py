@@ -84,6 +84,7 @@ def test_a_setting_that_does_nothing_or_makes_no_sense_is_named(setting: str, ke
         "train.schedule={name: multistep, milestones: [5, 9]}",
         "train.optimizer={name: adamw, nesterov: false}",
         "train.warmup.steps=10",
+        "train.warmup={steps: 0, factor: 0.1}",
         "heads.boxes={name: rcnn, soft_nms: gaussian, sigma: 0.5}",
         "heads.semantic={name: fcn, hidden: 8, dropout: 0.2}",
         "backbone={name: timm, model: resnet18, modulated: false}",

@@ -20,6 +20,8 @@ def setting_problems(pipeline: Pipeline) -> list[PipelineError]:
 
 def _idle(pipeline: Pipeline) -> Iterator[tuple[Path, str]]:
     for at, section in _sections(pipeline):
+        if at == ("train", "warmup") and (*at, "steps") in pipeline.marks:
+            continue  # steps: 0 switches the warm-up off, whatever else is written there
         values = vars(section)
         given = [k for k, v in values.items() if (*at, k) in pipeline.marks and v is not None and v is not False]
         for key, condition in unread(type(section), given, values).items():
