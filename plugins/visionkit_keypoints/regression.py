@@ -13,6 +13,7 @@ from visionkit.errors import UserError
 from visionkit.layers.keypoint_maps import swapped
 from visionkit.numbers import Count, FractionBelowOne, OnlyWith, Positive, PositiveFloat
 from visionkit.types import Batch, Features, FeatureSpec, LabelSet, Mean
+from visionkit.types.device import without_autocast
 from visionkit_keypoints.crops import CropHead, PoolOptions
 from visionkit_keypoints.flow import RealNVP
 from visionkit_keypoints.persons import Learnt, pixels, whole_images
@@ -101,7 +102,7 @@ class KeypointRegression(CropHead):
     def values(self, mean: Tensor) -> Tensor:
         """(n, K, 2 or 4) from the mean features (n, C) of what is looked at."""
         # Shares of an image that are rounded to half precision are pixels off, so mixed precision ends here.
-        with torch.autocast(mean.device.type, enabled=False):
+        with without_autocast(mean.device):
             return self.last(mean.to(self.last.weight.dtype)).float().unflatten(1, (-1, self.each))
 
     def loss(self, made: Sequence[Tensor], learnt: Learnt, *, whole: bool) -> dict[str, Mean]:

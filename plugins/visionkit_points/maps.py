@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from visionkit.errors import UserError
 from visionkit.layers.focal import prior_bias
 from visionkit.types import FeatureSpec, InstanceTarget
-from visionkit.types.device import constant, true_rows
+from visionkit.types.device import constant, true_rows, without_autocast
 
 PRIOR = 0.1
 """Probability that a heatmap starts from: the bias of -2.19 that CornerNet and CenterNet share."""
@@ -122,7 +122,7 @@ def outside_crowds(target: InstanceTarget, stride: int, grid: tuple[int, int]) -
     across = (x >= boxes[:, :1]) & (x < boxes[:, 2:3])
     down = (y >= boxes[:, 1:2]) & (y < boxes[:, 3:])
     # The number of crowds over each cell, exact in float32; not in mixed precision.
-    with torch.autocast(boxes.device.type, enabled=False):
+    with without_autocast(boxes.device):
         crowds = (down & target.crowd[:, None]).float().T @ across.float()
     return (crowds == 0).float()
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from visionkit.errors import UserError
 from visionkit.model.importing import read_state
+from visionkit.types.device import without_autocast
 
 Convention = Literal["torchvision", "caffe"]
 """What pixels a VGG was trained on. ``torchvision``: RGB, 0 ... 1, less ImageNet's mean and over its deviation.
@@ -123,7 +124,7 @@ def gram(features: Tensor) -> Tensor:
     They do not know where something is, only what goes with what.
     """
     flat = features.float().flatten(2)
-    with torch.autocast(flat.device.type, enabled=False):  # sums of this size overflow in half precision
+    with without_autocast(flat.device):  # sums of this size overflow in half precision
         return flat @ flat.transpose(1, 2) / flat[0].numel()
 
 

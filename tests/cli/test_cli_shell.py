@@ -133,10 +133,10 @@ def test_a_broken_plugin_is_reported_and_stops_nobody(run: Run, tmp_path: Path) 
     assert "SyntaxError" in row["error"]
 
     (tmp_path / "a.yaml").write_text("backbone: {name: timm, model: resnet18}\nheads: {mine: my_head}\n")
-    status, _, err = run("validate", str(tmp_path / "a.yaml"), "--plugin", str(broken))
+    status, out, _ = run("validate", str(tmp_path / "a.yaml"), "--plugin", str(broken))
     assert status == 2
-    assert "no head 'my_head'" in err
-    assert f"{broken}:3: SyntaxError" in err.split("no head 'my_head'")[1]
+    assert "no head 'my_head'" in out
+    assert f"{broken}:3: SyntaxError" in out.split("no head 'my_head'")[1]
 
 
 def test_components_that_cannot_be_loaded_are_shown(run: Run, tmp_path: Path) -> None:

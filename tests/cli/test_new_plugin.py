@@ -164,7 +164,7 @@ def test_its_pipeline_trains(
     check_arguments(load_pipeline(file), plugins)
     source = "drawn" if kind == "source" else "shapes"
     smaller = [f"sources.{source}.{split}.images={n}" for split, n in (("train", 4), ("val", 2))]
-    settings = [*smaller, "train.steps=2", "train.batch_size=2", "train.workers=0"]
+    settings = [*smaller, "train.steps=2", "train.warmup.steps=0", "train.batch_size=2", "train.workers=0"]
 
     metrics = train(load_pipeline(file, settings), plugins, tmp_path / "run", accelerator="cpu")
 

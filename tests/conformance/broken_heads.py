@@ -431,7 +431,7 @@ HEADS = [
     (CountsItsCalls, "unlabelled_images_change_nothing", "not labelled"),
     (PutsClassesFirst, "rows_of_its_output_are_its_images", ""),
     (DividesByNothing, "images_without_objects_are_learnt_from", "is nan"),
-    (NormalisesOneCell, "one_labelled_image_is_enough", "more than 1 value"),
+    (NormalisesOneCell, "one_labelled_image_is_enough", "cannot normalize a single value"),
     (AveragesOverItsBatch, "losses_of_batches_add_up", "in one batch and in three"),
     (AddsUp, "losses_do_not_depend_on_the_batch_size", "a loss is a mean"),
     (HasAnUnusedLayer, "gradients_reach_every_parameter", "'unused.weight'"),

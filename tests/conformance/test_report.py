@@ -307,5 +307,5 @@ def test_code_that_cannot_be_checked_is_one_line(run: Run, tmp_path: Path) -> No
     )
     status, _, err = run("odd:Odd")
     assert status == 2
-    assert err.startswith("error: head 'odd:Odd' cannot be checked:")
+    assert err.startswith("error: head 'odd:Odd' of odd cannot be loaded: Odd: ")
     assert len(err.splitlines()) == 1

@@ -28,7 +28,7 @@ def small(root: Path, *changes: str) -> Pipeline:
     fast = ["train.batch_size=2", "train.workers=0", "train.steps=4", "train.warmup.steps=2", "evaluate.max_images=1",
             "evaluate.every=null", "backbone.options.channels=[8, 8, 16, 16]", "neck.channels=16",
             "heads.semantic.channels=16", "heads.boxes.fcs=[16]", "heads.edges.width=8", "heads.edges.judge_width=4",
-            "train.checkpoint_every=2", "train.schedule.name=constant"]  # fmt: skip
+            "train.checkpoint_every=2", "train.schedule={name: constant}"]  # fmt: skip
     return load_pipeline("translate_shapes", [*sources, *fast, *changes])
 
 

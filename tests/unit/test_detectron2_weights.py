@@ -15,12 +15,12 @@ from torch.nn import functional as F
 from torchvision.ops import box_iou
 
 from tests.formula_weights import formula_image, formula_weights
-from visionkit.config import parse_pipeline
+from visionkit.config import load_pipeline, parse_pipeline
 from visionkit.data.base import Sample
 from visionkit.data.loader import collate
 from visionkit.errors import UserError
 from visionkit.model import MultiTaskModel
-from visionkit.model.build import build_model
+from visionkit.model.build import build_model, placeholder_labels
 from visionkit.model.detectron2 import trained
 from visionkit.model.importing import Importer, build_importer, import_model
 from visionkit.plugins import PluginManager
@@ -231,6 +231,11 @@ def test_parameter_counts(name: str, parameters: int) -> None:
         state = {k: v for k, v in state.items() if not k.startswith("roi_heads.mask_head")}
     model = built(build_importer(PluginManager(), f"detectron2/{name}"), state)
     assert sum(p.numel() for p in model.parameters()) == parameters
+    if "101" not in name:
+        shipped = load_pipeline(name.lower().removesuffix("_3x").replace("_r_", "_r") + "_coco")
+        with torch.device("meta"):
+            own = build_model(shipped, PluginManager(), placeholder_labels(shipped, PluginManager()))
+        assert {k: v.shape for k, v in own.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
 
 
 def changed(state: dict[str, Tensor], **shapes: tuple[int, ...]) -> dict[str, Tensor]:

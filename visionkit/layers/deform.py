@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
+from visionkit.types.device import without_autocast
+
 
 class DeformConv(nn.Module):
     """A convolution whose taps are read where a second convolution says, bilinearly, and as 0 outside the image.
@@ -56,7 +58,7 @@ class DeformConv(nn.Module):
         # Both ways need one dtype for all arguments, of which mixed precision would make several; and places that are
         # rounded to half precision are off by cells.
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             bias = None if self.bias is None else self.bias.to(dtype)
             return deformed_conv(
                 x.to(dtype), offsets.to(dtype), self.weight.to(dtype), bias, self.stride, self.padding, self.dilation,

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from visionkit.errors import UserError
-from visionkit.types.device import to_device
+from visionkit.types.device import to_device, without_autocast
 
 _FINEST, _COARSER = 0.3, 1.2  # spacing of the grid in standard deviations, and what it grows by where nodes are many
 _NODES, _WORK = 3 << 19, 3 << 26  # nodes of a grid, and pairs of nodes near each other, at most
@@ -97,7 +97,7 @@ class DenseCRF:
             raise ValueError(f"probabilities of {height}x{width} pixels, an image of {tuple(image.shape[1:])}")
         if self.compatibility is not None and len(self.compatibility) != classes:
             raise UserError(f"compatibility: of {len(self.compatibility)} classes, but there are {classes}")
-        with torch.autocast(image.device.type, enabled=False):  # sums over thousands of pixels want all their digits
+        with without_autocast(image.device):  # sums over thousands of pixels want all their digits
             q = self._mean_field(
                 probabilities.permute(1, 2, 0).reshape(-1, classes).float(),
                 list(self._kernels(image.float(), height * width <= _SMALL if exact is None else exact)),

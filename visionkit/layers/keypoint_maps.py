@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from visionkit.types.device import without_autocast
+
 Encoding = Literal["nearest", "unbiased"]
 Decoding = Literal["quarter", "dark"]
 
@@ -119,7 +121,7 @@ def smoothed(maps: Tensor, sigma: float) -> Tensor:
     bell = _bell(torch.arange(-reach, reach + 1, device=maps.device, dtype=maps.dtype), sigma)
     kernel = bell / bell.sum()
     flat = maps.flatten(0, 1)[:, None]
-    with torch.autocast(maps.device.type, enabled=False):
+    with without_autocast(maps.device):
         flat = F.conv2d(flat, kernel[None, None, None, :], padding=(0, reach))
         return F.conv2d(flat, kernel[None, None, :, None], padding=(reach, 0)).view_as(maps)
 

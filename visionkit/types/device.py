@@ -6,6 +6,7 @@ finished everything that was queued before. A copy from pinned memory is queued 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -48,6 +49,13 @@ def _part(packed: Tensor, offset: int, like: Tensor) -> Tensor:
     """The bytes of ``packed`` from ``offset`` on as a tensor of the shape and dtype of ``like``."""
     size = like.numel() * like.element_size()
     return packed[offset : offset + size].view(like.dtype).view(like.shape)
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Sums and products in the dtype of their operands, whatever precision a model is run in."""
+    if device.type == "meta":  # which has no autocast
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def constant(values: Any, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
