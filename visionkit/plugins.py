@@ -156,6 +156,7 @@ class PluginManager:
         shown = os.path.relpath(file) if file.is_relative_to(Path.cwd()) else str(file)
         # The name tells files apart that are called alike, and is the same in every process of a run.
         name = f"{FILE_MODULE}{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+        path = list(sys.path)
         try:
             if not file.is_file():
                 raise PluginError("no such file")
@@ -164,12 +165,13 @@ class PluginManager:
                 raise PluginError("not a Python file (its name must end in .py)")
             module = importlib.util.module_from_spec(spec)
             sys.modules[name] = module  # dataclasses and pickle look a class's module up by name
-            if str(file.parent) not in sys.path:
+            if str(file.parent) not in path:
                 sys.path.append(str(file.parent))  # at its end: no file there can hide an installed module
             spec.loader.exec_module(module)
             check_imports(file)
         except (Exception, SystemExit) as error:
             sys.modules.pop(name, None)
+            sys.path[:] = path
             self.problems.append(Problem(shown, shown, explain(error)))
             return
         self._files[shown] = module
