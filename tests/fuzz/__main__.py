@@ -10,6 +10,8 @@ import sys
 import time
 import warnings
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
@@ -56,8 +58,8 @@ def _fuzz(name: str, options: argparse.Namespace, scratch: Path) -> int:
     done = 0
     try:
         # What was imported before is not visited by the garbage collector, and so not copied, in forked processes.
-        with get_context("fork").Pool(options.processes, initializer=gc.freeze) as pool:
-            for index, *outcomes in pool.imap(work, range(options.inputs)):
+        with ProcessPoolExecutor(options.processes, get_context("fork"), initializer=gc.freeze) as pool:
+            for index, *outcomes in pool.map(work, range(options.inputs)):
                 done += 1
                 counts[outcomes[0].kind] += 1
                 counts["by command"] += len(outcomes) - 1
@@ -67,6 +69,9 @@ def _fuzz(name: str, options: argparse.Namespace, scratch: Path) -> int:
                         lines = [line for line in outcome.detail.splitlines() if line.strip()]
                         shown = lines[-1][:300] if lines else ""
                         print(f"{name} {options.seed}-{index}: {outcome.kind}: {shown}", flush=True)
+    except BrokenProcessPool:
+        bugs += 1
+        print(f"{name} {options.seed}-{done}, or one soon after it: the process that makes the inputs died", flush=True)
     finally:  # the figures so far, where it is stopped
         figures = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
         print(f"{name}: {done} inputs in {time.monotonic() - started:.0f} s: {figures}; {bugs} bugs", flush=True)

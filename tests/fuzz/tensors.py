@@ -120,7 +120,7 @@ def _tensor(rng: Random, tensor: Tensor) -> Tensor:
         lambda: tensor.to(rng.choice(DTYPES)),
         lambda: tensor.flatten(),
         lambda: tensor[None],
-        lambda: tensor.transpose(0, -1) if tensor.ndim > 1 else tensor[:-1],
+        lambda: tensor.transpose(0, -1) if tensor.ndim > 1 else tensor.flatten()[:-1],
         lambda: tensor.new_zeros(rng.choice(((), (0,), (1,), (3, 0, 3), (1,) * 20, (2, 2)))),
         lambda: torch.cat((tensor, tensor)) if tensor.ndim else tensor[None],
         lambda: tensor.flatten()[:1].expand(rng.choice(((many,), tuple(tensor.shape) or (1,), (2**20, 2**20)))),

@@ -176,6 +176,12 @@ def test_building_hands_over_what_the_annotations_say(plugins: PluginManager) ->
     assert build_component(plugins, "transform", pipeline.train.transforms[0], pipeline).by == 2.0
 
 
+def test_a_component_that_ends_the_process_is_an_error_at_its_section(plugins: PluginManager) -> None:
+    pipeline = parse_pipeline(TEXT.replace("name: grow, by: 2", "name: 'sys:exit'"))
+    with pytest.raises(PipelineError, match="transform 'sys:exit': .*SystemExit"):
+        build_component(plugins, "transform", pipeline.train.transforms[0], pipeline)
+
+
 def test_what_a_constructor_refuses_is_an_error_at_its_section(plugins: PluginManager) -> None:
     pipeline = parse_pipeline(
         TEXT.replace("channels: 3", "channels: -3").replace("root: .", "root: nowhere"), "my.yaml"

@@ -11,10 +11,11 @@ from torch import nn
 
 from visionkit.errors import RunError, UserError
 from visionkit.model.importing import build_importer
-from visionkit.model.run import check_state, checkpoint_weights, damaged, starting_weights
+from visionkit.model.run import RunFolder, check_state, checkpoint_weights, damaged, starting_weights
 from visionkit.plugins import PluginManager
 from visionkit.testing.compare import assert_close
 from visionkit.train.checkpoint import load_optimizer
+from visionkit.train.optim import fill_momentum
 from visionkit.types import FeatureSpec, LabelSet
 from visionkit_backbones.timm_backbone import TimmBackbone
 from visionkit_translation.cyclegan import CycleGAN
@@ -27,6 +28,28 @@ def test_damaged_bytes(data: bytes, name: str, tmp_path: Path) -> None:
     for read in (checkpoint_weights, starting_weights):
         with pytest.raises(RunError, match=r"is damaged|not a checkpoint of a run"):
             read(tmp_path / name)
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "itself"])
+def test_links_to_what_cannot_be_read_whole(target: str, tmp_path: Path) -> None:
+    for name in ("itself", "labels.json"):
+        (tmp_path / name).symlink_to(tmp_path / target)
+    reads = (lambda: starting_weights(tmp_path / "labels.json"), RunFolder(tmp_path).labels)
+    for read in reads:
+        with pytest.raises(RunError, match=r"labels\.json"):
+            read()
+
+
+def test_names_that_are_too_long(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no such run folder or weights file"):
+        starting_weights(tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": {}}', '{"a": 3}', "[]", "\xff"])
+def test_damaged_labels(text: str, tmp_path: Path) -> None:
+    (tmp_path / "labels.json").write_text(text)
+    with pytest.raises(RunError, match=r"labels\.json is damaged"):
+        RunFolder(tmp_path).labels()
 
 
 @pytest.mark.parametrize("tree", [3, [], {}, {"model": 3}, {"model": {}, "pipeline": 3, "average": [1]}])
@@ -59,20 +82,52 @@ def test_restoring_reports_any_exception_as_damage() -> None:
         raise UserError("own words")
 
 
-def _optimizer(lr: float = 0.1) -> torch.optim.Optimizer:
+def _optimizer(lr: float = 0.1, kind: type[torch.optim.Optimizer] = torch.optim.AdamW) -> torch.optim.Optimizer:
     parameter = nn.Parameter(torch.ones(3))
-    optimizer = torch.optim.AdamW([parameter], lr=lr)
+    momentum = {"momentum": 0.9} if kind is torch.optim.SGD else {}
+    optimizer = kind([parameter], lr=lr, **momentum)  # type: ignore[call-arg]
     parameter.grad = torch.ones(3)
     optimizer.step()
     return optimizer
 
 
-@pytest.mark.parametrize("value", [None, "x", torch.zeros(2), torch.zeros(3).to_sparse()])
+@pytest.mark.parametrize("value", [None, "x", torch.zeros(()), torch.zeros(2), torch.zeros(3).to_sparse()])
 def test_the_state_of_an_optimizer_must_be_that_of_its_parameters(value: Any) -> None:
     state = _optimizer().state_dict()
     state["state"][0]["exp_avg"] = value
     with pytest.raises(RunError, match=r"last\.pt is damaged"), damaged(Path("last.pt")):
         load_optimizer(_optimizer(), state)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+@pytest.mark.parametrize("change", ["removed", "renamed", "added"])
+def test_the_state_of_a_parameter_has_the_names_that_its_optimizer_reads(
+    kind: type[torch.optim.Optimizer], change: str
+) -> None:
+    state = _optimizer(kind=kind).state_dict()
+    own = state["state"][0]
+    last = own.popitem()
+    own |= {"renamed": {5: last[1]}, "added": {last[0]: last[1], "x": last[1]}, "removed": {}}[change]
+    own = own or {"step": torch.tensor(1.0)}  # without any, the parameter never had a gradient
+    state["state"][0] = own
+    with pytest.raises(RunError, match=r"last\.pt is damaged: ValueError: .* of a parameter"), damaged(Path("last.pt")):
+        load_optimizer(_optimizer(kind=kind), state)
+
+
+def test_parameters_may_get_their_first_gradient_later() -> None:
+    """Fused SGD agrees with the plain one when one parameter has momentum and the other has none yet."""
+    results = []
+    for fused in (False, True):
+        parameters = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))]
+        optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True, fused=fused)
+        for trained in (1, 2, 2):
+            for parameter in parameters[:trained]:
+                parameter.grad = torch.full_like(parameter, 0.5)
+            if fused:
+                fill_momentum(optimizer)
+            optimizer.step()
+        results.append({str(i): parameter.detach() for i, parameter in enumerate(parameters)})
+    assert_close(results[1], results[0])
 
 
 def test_the_settings_of_an_optimizer_are_those_of_the_pipeline() -> None:

@@ -50,7 +50,7 @@ def build_component(
         raise
     except (UserError, ValueError, OSError) as error:
         raise pipeline.fail(config.at, f"{title(kind, config)}: {error}") from error
-    except (TypeError, LookupError, ArithmeticError, RuntimeError) as error:
+    except (TypeError, LookupError, ArithmeticError, RuntimeError, SystemExit) as error:
         error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # this frame is of no interest
         raise pipeline.fail(config.at, f"{title(kind, config)}: {explain(error)}") from error
 

@@ -76,12 +76,13 @@ class RunFolder:
 
     def labels(self) -> dict[str, LabelSet]:
         """The label set of every head."""
+        _check_regular(self.labels_file)
         try:
             data = json.loads(self.labels_file.read_text())
             return {head: LabelSet.from_dict(value) for head, value in data.items()}
         except FileNotFoundError:
             raise RunError(f"{self.path} holds no labels.json; was it trained?") from None
-        except (ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
             raise RunError(f"{self.labels_file} is damaged: {error}") from None
 
     def weights(self) -> dict[str, Tensor]:
@@ -201,13 +202,14 @@ def starting_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         RunError: there is no such file or run, or it is something else.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, accepts a name that is too long
         folder = RunFolder(path)
         if not folder.weights_file.exists() and not folder.checkpoint_file.exists():
             raise RunError(f"{path} holds neither final weights nor a checkpoint of a run")
         return folder.weights()
-    if not path.exists():
+    if not os.path.exists(path):
         raise RunError(f"{path}: no such run folder or weights file")
+    _check_regular(path)
     return checkpoint_weights(path) if zipfile.is_zipfile(path) else load_weights(path)
 
 

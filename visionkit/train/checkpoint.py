@@ -166,11 +166,18 @@ def load_optimizer(optimizer: Any, state: Any) -> None:
     """
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
+    kept = {"momentum_buffer"} if isinstance(optimizer, torch.optim.SGD) else {"step", "exp_avg", "exp_avg_sq"}
     for group, own in zip(optimizer.param_groups, settings):
         group.update(own)
         for parameter in group["params"]:
-            for name, value in optimizer.state.get(parameter, {}).items():
-                fits = isinstance(value, torch.Tensor) and (value.ndim == 0 or value.shape == parameter.shape)
+            values = optimizer.state.get(parameter) or {}  # empty for a parameter that never had a gradient
+            if values and values.keys() != kept:
+                raise ValueError(
+                    f"an optimizer holds {', '.join(map(repr, values))} of a parameter, not {', '.join(sorted(kept))}"
+                )
+            for name, value in values.items():
+                shape = () if name == "step" else parameter.shape
+                fits = isinstance(value, torch.Tensor) and value.shape == shape
                 if not fits or not is_dense(value) or not value.is_floating_point():
                     raise ValueError(f"'{name}' of an optimizer is not the state of a parameter")
 

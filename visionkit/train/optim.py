@@ -144,6 +144,17 @@ def build_optimizer(
     return torch.optim.AdamW(listed, lr=config.lr, betas=config.betas, fused=fused)
 
 
+def fill_momentum(optimizer: Optimizer) -> None:
+    """Start the momentum of parameters that get their first gradient after others of their optimizer.
+
+    PyTorch's fused SGD fails if only some parameters have a buffer. A buffer of zeros gives the same first update.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("momentum") else ():
+            if parameter.grad is not None and "momentum_buffer" not in optimizer.state[parameter]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
 def learning_rate(train: TrainConfig, step: int) -> float:
     """The base learning rate of ``step`` (from 0): a linear warm-up from ``factor`` times the schedule's rate, then
 

@@ -28,6 +28,7 @@ from visionkit.train.checkpoint import load_optimizer, rng_state, save_checkpoin
 from visionkit.train.optim import (
     MovingAverage,
     build_optimizers,
+    fill_momentum,
     freeze_parts,
     learning_rate,
     load_initial_weights,
@@ -268,6 +269,7 @@ class Training:
         norm = self._norm(optimizer)
         self._check_finite(losses, norm, steps)
         self._clip(optimizer, norm)
+        fill_momentum(optimizer)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if self._scaler is not None and self._scaler.get_scale() < SMALLEST_SCALE:

@@ -10,6 +10,7 @@ from random import Random
 from typing import Any
 
 import PIL.Image
+import safetensors.torch
 import torch
 
 from tests.fuzz.harness import rehearse
@@ -93,9 +94,12 @@ def mutate(rng: Random, folder: Path) -> None:
 
 def _change(rng: Random, path: Path) -> None:
     """Other values in a checkpoint or in a file of weights."""
-    from safetensors.torch import load_file
-
-    tree: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=False)
+    # Not with load_file, which maps the file into memory: the file is about to be written.
+    tree: Any = (
+        safetensors.torch.load(path.read_bytes())
+        if path.suffix == ".safetensors"
+        else torch.load(path, weights_only=False)
+    )
     for _ in range(rng.choice((1, 1, 2))):
         at = tree
         while isinstance(at, dict) and path.suffix == ".pt" and rng.random() < 0.6:  # deeper than most tensors are
