@@ -178,7 +178,7 @@ def test_building_hands_over_what_the_annotations_say(plugins: PluginManager) ->
 
 def test_a_component_that_ends_the_process_is_an_error_at_its_section(plugins: PluginManager) -> None:
     pipeline = parse_pipeline(TEXT.replace("name: grow, by: 2", "name: 'sys:exit'"))
-    with pytest.raises(PipelineError, match="transform 'sys:exit': .*SystemExit"):
+    with pytest.raises(PipelineError, match=r"transform 'sys:exit': .*SystemExit"):
         build_component(plugins, "transform", pipeline.train.transforms[0], pipeline)
 
 

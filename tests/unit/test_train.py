@@ -121,8 +121,15 @@ def test_losses_of_heads_without_labels_do_not_count_in_averages():
 
 def test_metrics_after_the_checkpoint_are_dropped_on_resume(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
+    damaged = b'\x80\xff\n[]\n{"step": 1%s}\n%s\n' % (b"0" * 400, b"[" * 100_000)
+    path.write_bytes(damaged + b'{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
     file = MetricsFile(path, resumed_at=2)
     file.write(step=3, again=True)
     file.close()
     assert path.read_text().splitlines() == ['{"step": 1}', '{"step": 2}', '{"step": 3, "again": true}']
+
+
+def test_metrics_are_kept_in_a_regular_file(tmp_path: Path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/zero")
+    with pytest.raises(RunError, match=r"metrics\.jsonl is not a file"):
+        MetricsFile(tmp_path / "metrics.jsonl", resumed_at=2)

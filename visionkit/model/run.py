@@ -76,7 +76,7 @@ class RunFolder:
 
     def labels(self) -> dict[str, LabelSet]:
         """The label set of every head."""
-        _check_regular(self.labels_file)
+        check_regular(self.labels_file)
         try:
             data = json.loads(self.labels_file.read_text())
             return {head: LabelSet.from_dict(value) for head, value in data.items()}
@@ -142,7 +142,7 @@ def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
 
 def load_weights(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file. Raises ``RunError`` where it is missing or damaged."""
-    _check_regular(path)
+    check_regular(path)
     try:
         return load_file(path)
     except FileNotFoundError:
@@ -151,7 +151,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         raise RunError(f"{path} is damaged: {error}") from None
 
 
-def _check_regular(path: Path) -> None:
+def check_regular(path: Path) -> None:
     """Raise ``RunError`` for a folder or a device, which could be read for ever."""
     try:
         if path.exists() and not path.is_file():
@@ -178,7 +178,7 @@ def damaged(path: Path) -> Iterator[None]:
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """What a checkpoint holds. Raises ``RunError`` where it is missing, damaged or something else."""
-    _check_regular(path)
+    check_regular(path)
     try:
         with damaged(path), path.open("rb") as file:  # an open file: torch would go by the ending of a path
             state = torch.load(file, map_location="cpu", weights_only=True)
@@ -209,7 +209,7 @@ def starting_weights(path: Path) -> dict[str, Tensor]:
         return folder.weights()
     if not os.path.exists(path):
         raise RunError(f"{path}: no such run folder or weights file")
-    _check_regular(path)
+    check_regular(path)
     return checkpoint_weights(path) if zipfile.is_zipfile(path) else load_weights(path)
 
 

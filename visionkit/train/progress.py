@@ -16,6 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from visionkit.model.graph import Losses
+from visionkit.model.run import check_regular
 from visionkit.results.files import json_text, write_atomically, write_errors
 from visionkit.types.device import on_host
 
@@ -63,7 +64,10 @@ class MetricsFile:
         if resumed_at is None:
             write_atomically(path, "")
         elif path.exists():
-            lines = [line for line in path.read_text().splitlines() if _step(line) <= resumed_at]
+            check_regular(path)
+            with write_errors(path):  # it is rewritten
+                text = path.read_text(encoding="utf-8", errors="replace")
+            lines = [line for line in text.splitlines() if _step(line) <= resumed_at]
             if evaluated_again:
                 lines = [line for line in lines if _step(line) < resumed_at or "metrics" not in json.loads(line)]
             write_atomically(path, "".join(line + "\n" for line in lines))
@@ -84,8 +88,8 @@ class MetricsFile:
 def _step(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # a line cut short by a killed process
+    except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
+        return float("inf")  # such as a line cut short by a killed process
 
 
 class Progress:
