@@ -220,3 +220,11 @@ def test_annotations_on_the_stored_pixels_of_a_rotated_image_are_explained(
         "remove the orientation",
     ):
         assert part in line
+
+
+@pytest.mark.parametrize("arguments", [("eval",), ("validate",), ("demo", "--out"), ("import-weights", "smp/unet")])
+def test_a_name_that_is_too_long_is_one_line(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    status, error = run(capsys, *arguments, "x" * 300, *(("--out", "run") if arguments[0] == "import-weights" else ()))
+    assert status == 2
+    assert error.startswith("error: ")
+    assert "x" * 300 in error

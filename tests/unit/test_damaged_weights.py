@@ -12,6 +12,7 @@ from torch import nn
 from visionkit.errors import RunError, UserError
 from visionkit.model.importing import build_importer
 from visionkit.model.run import RunFolder, check_state, checkpoint_weights, damaged, starting_weights
+from visionkit.model.weights import read_tensors
 from visionkit.plugins import PluginManager
 from visionkit.testing.compare import assert_close
 from visionkit.train.checkpoint import load_optimizer
@@ -43,6 +44,10 @@ def test_links_to_what_cannot_be_read_whole(target: str, tmp_path: Path) -> None
 def test_names_that_are_too_long(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no such run folder or weights file"):
         starting_weights(tmp_path / ("x" * 300))
+    with pytest.raises(UserError, match="no such weights file"):
+        read_tensors(tmp_path / ("x" * 300))
+    with pytest.raises(RunError, match="no such run folder"):
+        RunFolder(tmp_path / ("x" * 300)).require()
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a": {}}', '{"a": 3}', "[]", "\xff"])

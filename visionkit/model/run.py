@@ -64,7 +64,7 @@ class RunFolder:
 
     def require(self) -> RunFolder:
         """This folder, if it holds a run. Raises ``RunError`` otherwise."""
-        if not self.path.is_dir():
+        if not os.path.isdir(self.path):
             raise RunError(f"{self.path}: no such run folder")
         if not self.pipeline_file.is_file():
             raise RunError(f"{self.path} is no run folder: it holds no pipeline.yaml")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import os
 import pickle
 import re
 import types
@@ -110,7 +111,7 @@ def read_outermost(path: Path) -> dict[str, Tensor]:
 
 def _checked(path: Path, find: Callable[[Any], dict[str, Tensor]]) -> dict[str, Tensor]:
     """The tensors that ``find`` chooses from what a file holds."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, accepts a name that is too long
         raise UserError(f"{path}: no such weights file")
     try:
         with warnings.catch_warnings():
