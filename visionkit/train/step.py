@@ -25,6 +25,7 @@ from visionkit.model.graph import Branches, Counts, Losses, MultiTaskModel, Step
 from visionkit.model.run import load_state
 from visionkit.train.balance import Balancer, gradients_at, gramian, weigh_heads
 from visionkit.train.checkpoint import load_optimizer, rng_state, save_checkpoint, set_rng_state
+from visionkit.train.finite import all_finite, check_state_is_finite, not_finite
 from visionkit.train.optim import (
     MovingAverage,
     build_optimizers,
@@ -214,17 +215,11 @@ class Training:
         scaler = self._scaler
         with self._undone(steps), self.fabric.no_backward_sync(self.module):
             for step in steps:
-                parted: Branches = {}
-
-                def part(branches: Branches, parted: Branches = parted) -> Branches:
-                    for head, own in branches.items():
-                        parted[head] = {level: value.detach().requires_grad_() for level, value in own.items()}
-                    return parted
-
-                step.branch = part
+                features: Branches = {}
+                step.branch = functools.partial(_cut_off, kept=features)
                 loss = share(step)
-                grams.append(gramian(gradients_at(scaler.scale(loss) if scaler else loss, parted)))
-                heads = list(parted)
+                grams.append(gramian(gradients_at(scaler.scale(loss) if scaler else loss, features)))
+                heads = list(features)
         weights = weigh_heads(self.balancer, torch.stack(grams).sum(0), heads)
         for step in steps:
             step.branch = functools.partial(self.balancer.branch, weights=weights)
@@ -314,45 +309,15 @@ class Training:
         """Nothing but finite numbers may reach the optimizer.
 
         Raises:
-            RunError: a loss or the gradient is not finite; the message names the head, and the images or the parameter.
+            RunError: a loss or the gradient is not finite.
         """
-        values = [value.detach().float() for named in losses.values() for value in named.values()]
-        if norm is not None:
-            values.append(norm.detach().float())
-        finite = torch.isfinite(torch.stack(values)).all()
+        finite: Any = all_finite(losses, norm)
         if norm is None and self.fabric.world_size > 1:
             # Losses differ between the processes, and none of them may go on alone.
-            finite = self.fabric.all_reduce(finite.float(), reduce_op="sum") == self.fabric.world_size  # type: ignore[operator, assignment]
-        if bool(finite):
-            return
-        step = self.run.step
-        for head, named in losses.items():
-            for name, value in named.items():
-                if not torch.isfinite(value):
-                    batches = [one.batch for one in steps]
-                    images = ", ".join(
-                        batch.info[row].path or str(batch.info[row].id)
-                        for batch in batches
-                        for row in batch.labelled(head)
-                    )
-                    raise RunError(
-                        f"loss '{name}' of head '{head}' is {value.item()} at step {step}; its images: {images}"
-                    )
-        raise RunError(f"the gradient{self._blamed()} at step {step} is not finite, though every loss is; "
-                       "lower the learning rate, or train with precision 32-true")  # fmt: skip
-
-    def _blamed(self) -> str:
-        """The first parameter whose gradient is not finite; one of a head, if there is one, because the gradients of
-        shared layers come from the heads."""
-        bad = [
-            name
-            for name, parameter in [*self.run.model.named_parameters(), *self.balancer.named_parameters("balancer")]
-            if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
-        ]
-        own = [name for name in bad if name.startswith("heads.")]
-        if own:
-            return f" of head '{own[0].split('.')[1]}' ({own[0]})"
-        return f" of {bad[0]}" if bad else ""
+            finite = self.fabric.all_reduce(finite.float(), reduce_op="sum") == self.fabric.world_size
+        if not bool(finite):
+            parameters = [*self.run.model.named_parameters(), *self.balancer.named_parameters("balancer")]
+            raise not_finite(losses, [step.batch for step in steps], parameters, self.run.step)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -399,12 +364,19 @@ class Training:
         return metrics
 
     def save(self) -> None:
-        """Write the checkpoint; one process does, and asks the others for their random numbers."""
+        """Write the checkpoint; one process does, and asks the others for their random numbers.
+
+        Raises:
+            RunError: something in it is not finite, or it cannot be written.
+        """
+        # All processes check, because one that stopped alone would leave the others waiting.
+        average = self.average.state if self.average else {}
+        optimizers = [optimizer.optimizer for optimizer in self.optimizers.values()]
+        check_state_is_finite(self.run.model, average, optimizers, self.run.step)
         generators = gather_objects(rng_state())
         # With one process, they are in the state of the model alone.
         local = gather_objects(self.run.model.local_buffers()) if self.fabric.world_size > 1 else [{}]
         if self.fabric.global_rank == 0:
-            self._check_state()
             save_checkpoint(
                 self.run.folder.checkpoint_file,
                 {
@@ -421,36 +393,6 @@ class Training:
                 },
             )
         self.fabric.barrier()
-
-    def _check_state(self) -> None:
-        """What is saved must be finite: an update can overflow although its gradient is finite.
-
-        Raises:
-            RunError: the message names the first tensor that is not.
-        """
-        state = {
-            "": self.run.model.state_dict(),
-            "the moving average of ": self.average.state if self.average else {},
-            **{
-                f"the {key} of ": {
-                    name: self.optimizers[phase].state[p][key]
-                    for phase, parameters in self.phases.items()
-                    for name, p in self.run.model.named_parameters()
-                    if any(p is own for own in parameters) and key in self.optimizers[phase].state.get(p, {})
-                }
-                for key in ("momentum_buffer", "exp_avg", "exp_avg_sq")
-            },
-        }
-        listed = [
-            (what + name, value)
-            for what, named in state.items()
-            for name, value in named.items()
-            if isinstance(value, Tensor) and value.is_floating_point()
-        ]
-        finite = torch.stack([torch.isfinite(value).all() for _, value in listed]).tolist()
-        if not all(finite):
-            raise RunError(f"{listed[finite.index(False)][0]} is not finite after step {self.run.step}; "
-                           "lower the learning rate. The checkpoint before it is intact")  # fmt: skip
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint.
@@ -486,6 +428,13 @@ def keep_local_buffers(model: MultiTaskModel) -> None:
 def _detached(outputs: dict[str, Any]) -> dict[str, Any]:
     """Outputs cut from their graph, for the phases after the first."""
     return {name: map_tensors(output, torch.Tensor.detach) for name, output in outputs.items()}
+
+
+def _cut_off(branches: Branches, kept: Branches) -> Branches:
+    """The features as leaves of the graph, at which gradients end; they are also put into ``kept``."""
+    for head, levels in branches.items():
+        kept[head] = {level: value.detach().requires_grad_() for level, value in levels.items()}
+    return kept
 
 
 def _with_gradient(optimizer: Any) -> list[torch.nn.Parameter]:
