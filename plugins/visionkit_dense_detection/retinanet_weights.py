@@ -19,7 +19,7 @@ from visionkit.model.importing import (
     section,
     shape_of,
 )
-from visionkit.numbers import AnchorSizes, Factors, NonNegative
+from visionkit.numbers import AnchorSizes, Factors
 from visionkit.types import LabelSet
 from visionkit_dense_detection.retinanet import SIZES
 
@@ -31,7 +31,7 @@ COCO_OBJECTS_91 = LabelSet(("unused 0", *COCO_OBJECTS_90.names), ids=(0, *COCO_O
 HEAD = "heads.boxes."
 
 
-class TorchvisionRetinaNet(Importer):
+class TorchvisionRetinaNet(torchvision.DetectorImporter):
     """``retinanet_resnet50_fpn`` and its second version, which has group norms and P6 from C5.
 
     Args:
@@ -42,15 +42,6 @@ class TorchvisionRetinaNet(Importer):
     """
 
     key = "head.classification_head.cls_logits.weight"
-
-    def __init__(
-        self,
-        *,
-        anchor_sizes: AnchorSizes | None = None,
-        anchor_ratios: Factors | None = None,
-        norm_eps: NonNegative = 1e-5,
-    ) -> None:
-        self.anchor_sizes, self.anchor_ratios, self.norm_eps = anchor_sizes, anchor_ratios, norm_eps
 
     def describe(self, state: Mapping[str, Tensor]) -> tuple[str, Mapping[str, LabelSet]]:
         levels = torchvision.levels_of(state)

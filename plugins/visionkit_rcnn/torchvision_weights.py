@@ -10,7 +10,6 @@ from torch import Tensor
 from visionkit.data.coco_classes import COCO_OBJECTS_90, COCO_PERSONS
 from visionkit.errors import UserError
 from visionkit.model.importing import (
-    Importer,
     anchor_keys,
     class_labels,
     count_in,
@@ -21,6 +20,7 @@ from visionkit.model.importing import (
 )
 from visionkit.model.torchvision import (
     EVALUATE,
+    DetectorImporter,
     backbone_names,
     backbone_section,
     levels_of,
@@ -28,7 +28,6 @@ from visionkit.model.torchvision import (
     published_batch_norms,
     without_counters,
 )
-from visionkit.numbers import AnchorSizes, Factors, NonNegative
 from visionkit.types import LabelSet
 
 ANCHORS = (((32,), (64,), (128,), (256,), (512,)), (0.5, 1.0, 2.0))
@@ -54,7 +53,7 @@ MASK_NAMES = {
 SCORES = "roi_heads.box_predictor.cls_score.weight"
 
 
-class FasterRCNN(Importer):
+class FasterRCNN(DetectorImporter):
     """``fasterrcnn_resnet50_fpn`` and its second version: boxes.
 
     Depth and width of the backbone, the levels of the pyramid, convolutions and classes are read from the tensors.
@@ -67,15 +66,6 @@ class FasterRCNN(Importer):
     """
 
     key = SCORES
-
-    def __init__(
-        self,
-        *,
-        anchor_sizes: AnchorSizes | None = None,
-        anchor_ratios: Factors | None = None,
-        norm_eps: NonNegative = 1e-5,
-    ) -> None:
-        self.anchor_sizes, self.anchor_ratios, self.norm_eps = anchor_sizes, anchor_ratios, norm_eps
 
     def describe(self, state: Mapping[str, Tensor]) -> tuple[str, Mapping[str, LabelSet]]:
         heads = {"boxes": self.boxes(state)} | self.further(state)

@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from visionkit.errors import UserError
-from visionkit.model.importing import numbers_in, shape_of
+from visionkit.model.importing import Importer, numbers_in, shape_of
 from visionkit.model.resnets import resnet_section
+from visionkit.numbers import AnchorSizes, Factors, NonNegative
 
 # Pixels and sums in torchvision's own order: what is found is then equal to the last bits.
 EVALUATE: Mapping[str, Any] = {
@@ -17,6 +18,26 @@ EVALUATE: Mapping[str, Any] = {
     "evaluate": {"transforms": ["normalize", {"name": "resize", "short": 800, "long": 1333, "exact": True}]},
 }
 """The sections of a pipeline in which images are treated as there."""
+
+
+class DetectorImporter(Importer):
+    """Base of the importers of torchvision's detectors: the settings that cannot be determined from tensors.
+
+    Args:
+        anchor_sizes: of each level, where they are not torchvision's.
+        anchor_ratios: height / width of the anchors, likewise.
+        norm_eps: of frozen batch norms; 0 for a model that was fine-tuned from torchvision's weights ``COCO_V1``. The
+            published files themselves are recognized.
+    """
+
+    def __init__(
+        self,
+        *,
+        anchor_sizes: AnchorSizes | None = None,
+        anchor_ratios: Factors | None = None,
+        norm_eps: NonNegative = 1e-5,
+    ) -> None:
+        self.anchor_sizes, self.anchor_ratios, self.norm_eps = anchor_sizes, anchor_ratios, norm_eps
 
 
 def stages(state: Mapping[str, Tensor]) -> list[str]:
